@@ -1,0 +1,65 @@
+# Everything a developer calls. Two of them are all that a newcomer needs: `make run` and
+# `make test`; both set up what they need in .venv.
+
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml README.md LICENSE
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format test-engines bench bench-micro lock clean
+
+help: ## show what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: .venv/installed ## start the proxy, with a demo upstream when none is configured
+	@exec $(BIN)/llmproxy serve --demo
+
+test: check ## all checks and all tests
+	@command -v nginx >/dev/null || echo "nginx is not installed: the tests of nginx/ are left out."
+	$(BIN)/python -m pytest
+
+check: .venv/dev .venv/installed ## format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev ## put the sources in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-engines: .venv/dev .venv/installed ## real engines behind the proxy (builds them first; minutes)
+	$(BIN)/python -m tests.engines.setup
+	$(BIN)/python -m pytest tests/engines
+
+lock: .venv/dev ## write the versions of all dependencies down anew
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header \
+	  --no-annotate --no-emit-index-url --upgrade -o requirements/run.txt
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-header \
+	  --no-annotate --no-emit-index-url -c requirements/run.txt -o requirements/dev.txt
+
+clean: ## remove what was built and installed
+	rm -rf .venv .bench .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "No python3 was found: install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11: set PYTHON=/path/to/a/newer/python."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) lacks venv: install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/python requirements/run.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/run.txt
+	@touch $@
+
+.venv/dev: .venv/run requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+# What runs and what is tested is the installed package, not the source tree.
+.venv/installed: .venv/run $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@touch $@

@@ -1,0 +1,27 @@
+"""Finish what must be finished, whatever happens to the one who began it."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+
+
+async def finish(work: Awaitable[object], *, within: float) -> None:
+    """Run `work` to its end through a cancellation, but no longer than `within` seconds.
+
+    A cancellation that strikes meanwhile is raised afterwards. Running out of time is
+    silent: the caller is on its way out already.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        await asyncio.wait([task], timeout=within)
+    except asyncio.CancelledError as exc:
+        cancelled = exc
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task], timeout=within)
+    if not task.done():
+        task.cancel()
+    elif not task.cancelled() and (failure := task.exception()) is not None:
+        raise failure
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,108 @@
+"""One object per request: what the layers have to tell each other.
+
+Each field is assigned by the one layer that `WRITERS` names; a test reads the sources and
+holds the table. Values are frozen records, so whoever reads a field can rely on it.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmproxy.errors import LayerMissing, ProxyError
+from llmproxy.records import Endpoint, InferenceRequest, Upload
+from llmproxy.types import Scope
+
+if TYPE_CHECKING:
+    from llmproxy.protocol.stream_tail import StreamTail
+
+SCOPE_KEY = "llmproxy.context"
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What is known about the request so far."""
+
+    request_id: str
+    """The caller's own, where it may be one; what every answer carries."""
+
+    engine_id: str
+    """What the model server gets: ours and random, so that no caller can name another's."""
+
+    started_at: float
+    """Monotonic seconds."""
+
+    fields: dict[bytes, bytes]
+    """The head as a mapping; of a field that was sent twice, the last."""
+
+    client: str | None = None
+    """The caller's address, as far as the proxies in between are trusted."""
+
+    path: bytes | None = None
+    """The raw path below what a host mounted us under."""
+
+    endpoint: Endpoint | None = None
+    """What the path stands for."""
+
+    body: bytes | Upload | None = None
+    """The whole body, or the one that is still coming in."""
+
+    inference: InferenceRequest | None = None
+    """What is asked for; for an upload known as soon as its first parts were read."""
+
+    status: int | None = None
+    """What the response began with; None as long as nothing was sent."""
+
+    sent: int = 0
+    """Bytes of the body that went to the client."""
+
+    complete: bool = False
+    """The last byte was sent."""
+
+    upstream: str | None = None
+    """The server that was asked last."""
+
+    attempts: int = 0
+    """How often a server was asked."""
+
+    first_byte_at: float | None = None
+    """When the first byte of a body came from the upstream."""
+
+    chunks: int = 0
+    """How many reads the body came in."""
+
+    tail: "StreamTail | None" = None
+    """The end of the stream that has been begun; None for every other answer."""
+
+    waited: float = 0.0
+    """Seconds spent waiting for upstreams: what is left of the whole is our own overhead."""
+
+    failure: ProxyError | None = None
+    """Why the request was not completed."""
+
+
+WRITERS = {
+    "client": "observe",
+    "path": "entrance",
+    "endpoint": "entrance",
+    "body": "body",
+    "inference": "body",
+    "status": "observe",
+    "sent": "observe",
+    "complete": "observe",
+    "upstream": "forward",
+    "attempts": "forward",
+    "first_byte_at": "relay",
+    "chunks": "relay",
+    "tail": "relay",
+    "waited": "forward",
+    "failure": "errors",
+}
+
+
+def get_context(scope: Scope) -> RequestContext:
+    """Return the context of this request."""
+    try:
+        ctx = scope[SCOPE_KEY]
+    except KeyError:
+        raise LayerMissing("No request context: the observe layer must stand outermost.") from None
+    assert isinstance(ctx, RequestContext)
+    return ctx
