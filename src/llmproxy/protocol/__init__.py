@@ -1,0 +1,1 @@
+"""What is known about the wire. No sockets, no loop, no clock in this folder."""

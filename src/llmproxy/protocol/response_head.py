@@ -1,0 +1,75 @@
+"""The head that a caller gets from an engine's."""
+
+from enum import Enum, auto
+
+from llmproxy.headers import HOP_BY_HOP, find, named_by_connection
+from llmproxy.types import Header
+
+_DROPPED = HOP_BY_HOP | {
+    b"alt-svc",
+    b"date",  # every server that we run under writes its own
+    b"server",
+    b"set-cookie",
+    b"strict-transport-security",
+    b"via",
+    b"x-powered-by",
+    b"x-request-id",
+}
+_OURS = b"x-llmproxy-"
+
+# nginx would gather a stream into its buffers without the first; browsers and caches on the
+# way would keep or recode it without the second.
+_STREAM_HEADERS: tuple[Header, ...] = (
+    (b"x-accel-buffering", b"no"),
+    (b"cache-control", b"no-cache, no-transform"),
+)
+# Says to a host's GZip middleware that there is nothing left to do: it would gather the
+# lines of an NDJSON stream in its window until the stream ends. Event streams it spares.
+_NOT_TO_BE_RECODED: Header = (b"content-encoding", b"identity")
+
+
+class Kind(Enum):
+    """What an answer is, by its content type: by what the engine says, not by what was asked."""
+
+    WHOLE = auto()
+    EVENTS = auto()  # server-sent events
+    LINES = auto()  # newline-delimited JSON
+
+
+def kind_of(headers: list[Header]) -> Kind:
+    """Return what kind of answer a head announces."""
+    said = find(headers, b"content-type")
+    if said is None or said == b"application/json":
+        return Kind.WHOLE
+    said = said.lower()
+    if said.startswith(b"text/event-stream"):
+        return Kind.EVENTS
+    if said.startswith((b"application/x-ndjson", b"application/jsonl")):
+        return Kind.LINES
+    return Kind.WHOLE
+
+
+def response_headers(headers: list[Header], kind: Kind) -> list[Header]:
+    """Return an engine's headers as the caller gets them."""
+    kept: list[Header] = []
+    connection = False
+    for header in headers:
+        name = header[0]
+        if name in _DROPPED:
+            connection = connection or name == b"connection"
+        elif not name.startswith(_OURS) and not (name == b"location" and _is_foreign(header[1])):
+            kept.append(header)
+    if connection:
+        named = named_by_connection(headers) - {b"content-type", b"content-length"}
+        kept = [header for header in kept if header[0] not in named]
+    if kind is not Kind.WHOLE:
+        present = {name for name, _ in kept}
+        kept += [header for header in _STREAM_HEADERS if header[0] not in present]
+        if kind is Kind.LINES and b"content-encoding" not in present:
+            kept.append(_NOT_TO_BE_RECODED)
+    return kept
+
+
+def _is_foreign(location: bytes) -> bool:
+    """Tell whether a redirect names a host: it would show the caller where our servers are."""
+    return not location.startswith(b"/") or location.startswith(b"//")

@@ -1,0 +1,97 @@
+"""Tells from its last bytes whether a stream is finished, and how it can be ended.
+
+Rule 1: the bytes are looked at, never changed, and never parsed while they flow.
+Rule 2: what is kept is bounded, whatever the size of a chunk or of an event.
+"""
+
+import re
+
+from llmproxy.records import Ending
+
+KEEP = 2048  # bytes; the last events of every engine we know fit several times
+MOST_CHUNKS = 8  # kept apart before they are folded into one
+
+# An event ends with an empty line, and a line with LF, CR or CRLF. CR LF CR may be the
+# first half of CR LF CR LF, so it does not count yet.
+_BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
+
+_DONE_LINE = rb"(?:^|[\r\n])data: ?\[DONE\]"
+# Inside a JSON string a quote is escaped, so none of these can come out of a model's mouth.
+_FINISHED = {
+    Ending.CHAT: re.compile(rb'"finish_reason"\s*:\s*"|' + _DONE_LINE),
+    Ending.MESSAGES: re.compile(rb'"type"\s*:\s*"message_stop"'),
+    # These two end in an event that carries the whole answer or its tokens, longer than
+    # what is kept: they are looked for in each chunk as it passes.
+    Ending.RESPONSES: re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'),
+    Ending.NDJSON: re.compile(rb'"done"\s*:\s*true'),
+}
+_LONG_LAST_EVENT = {Ending.RESPONSES, Ending.NDJSON}
+_OVERLAP = 48  # bytes; the longest match that a cut could hide
+_ERROR_EVENT = re.compile(rb'(?:^|[\r\n])(?:event: ?error|data: ?\{\s*"error"\s*:)[^\r\n]*')
+_ERROR_LINE = re.compile(rb'(?:^|\n)\{\s*"error"\s*:[^\n]*\n?\Z')
+
+
+class StreamTail:
+    """The last bytes of one stream."""
+
+    __slots__ = ("_parts", "_seen", "_watched", "ending")
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+        self._parts: list[bytes] = []
+        self._watched = _FINISHED[ending] if ending in _LONG_LAST_EVENT else None
+        self._seen = False
+
+    def note(self, chunk: bytes) -> None:
+        """Take notice of a chunk that goes to the client."""
+        if self._watched is not None and not self._seen:
+            before = self._parts[-1][-_OVERLAP:] if self._parts else b""
+            if len(before) < _OVERLAP:
+                before = self.last(_OVERLAP)
+            self._seen = self._watched.search(before + chunk) is not None
+        self._parts.append(chunk)
+        if len(self._parts) > MOST_CHUNKS or len(chunk) > KEEP:
+            self._parts = [self.last(KEEP)]
+
+    def last(self, size: int) -> bytes:
+        """Return the last `size` bytes, or as many as are kept."""
+        taken: list[bytes] = []
+        missing = size
+        for part in reversed(self._parts):
+            taken.append(part[-missing:])
+            missing -= len(part)
+            if missing <= 0:
+                break
+        return b"".join(reversed(taken))
+
+    def at_boundary(self) -> bool:
+        """Tell whether a comment may be put in here without touching an event."""
+        if self.ending is Ending.NDJSON:
+            return False  # its lines know no comments
+        end = self.last(4)
+        return not end or end.endswith(_BOUNDARIES)
+
+    def finished(self) -> bool:
+        """Tell whether the stream has said that it is complete."""
+        if self.ending is Ending.UNKNOWN:
+            return True
+        if self._watched is not None:
+            return self._seen
+        return _FINISHED[self.ending].search(self.last(KEEP)) is not None
+
+    def told_of_an_error(self) -> bool:
+        """Tell whether the last thing in the stream is the model server's own error."""
+        kept = self.last(KEEP)
+        if self.ending is Ending.NDJSON:
+            return _ERROR_LINE.search(kept) is not None
+        last_event = kept.replace(b"\r\n", b"\n").rstrip(b"\n").rpartition(b"\n\n")[2]
+        return _ERROR_EVENT.search(last_event) is not None
+
+    def closing(self) -> bytes:
+        """Return what closes an event or a line that was left unfinished."""
+        end = self.last(4)
+        if self.ending is Ending.NDJSON:
+            return b"" if not end or end.endswith(b"\n") else b"\n"
+        if not end or end.endswith(_BOUNDARIES):
+            return b""
+        return b"\n" if end.endswith(b"\n") else b"\n\n"
