@@ -1,0 +1,120 @@
+"""The transport of the data path: one pool, one upstream."""
+
+import asyncio
+
+from llmproxy.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
+from llmproxy.records import Upstream
+from llmproxy.transport.addresses import Address, Addresses, Resolve, first_to_connect, resolve
+from llmproxy.transport.http1.call import Http1Call
+from llmproxy.transport.http1.connection import Connection
+from llmproxy.transport.http1.pool import Pool
+from llmproxy.transport.interface import Outgoing, Silence
+from llmproxy.transport.limits import PoolLimits
+from llmproxy.transport.tls import tls_for
+
+# One engine closes an idle connection just as we write to it: what it never began to answer
+# is asked again, once, on a connection that nobody has had time to close.
+
+
+class Http1Transport:
+    """HTTP/1.1 to one upstream over TCP, TLS or a unix socket."""
+
+    def __init__(
+        self, upstream: Upstream, limits: PoolLimits, *, resolve: Resolve = resolve
+    ) -> None:
+        self._upstream = upstream
+        self._limits = limits
+        self._tls = tls_for(upstream)
+        self._addresses = Addresses(upstream.host, upstream.port, resolve)
+        self._loop = asyncio.get_running_loop()
+        self._pool = Pool(limits, self._loop)
+
+    async def open(self, outgoing: Outgoing, *, connect: float, answer: float) -> Http1Call:
+        # Half an upload cannot be sent again, so it does not go where it may get lost.
+        repeatable = isinstance(outgoing.body, bytes)
+        connection = self._pool.take_idle() if repeatable else None
+        if connection is None:
+            connection = await self._obtain(connect, fresh=not repeatable)
+        reused = connection.calls > 0
+        try:
+            return await self._ask(connection, outgoing, answer)
+        except UpstreamBroken:
+            if not reused or connection.answered or not repeatable:
+                raise
+        return await self._ask(await self._obtain(connect, fresh=True), outgoing, answer)
+
+    async def aclose(self) -> None:
+        self._pool.close()
+
+    def statistics(self) -> dict[str, int]:
+        return self._pool.statistics()
+
+    async def _ask(self, connection: Connection, outgoing: Outgoing, answer: float) -> Http1Call:
+        if connection.closed:
+            raise UpstreamBroken(f"{self._upstream.name} closed the connection.")
+        call = connection.ask(outgoing)
+        try:
+            while True:
+                try:
+                    await call.head(answer)
+                    return call
+                except Silence:
+                    if not connection.sending:  # the clock of the answer runs from here
+                        raise UpstreamTimeout(
+                            f"{self._upstream.name} did not answer within {answer:g} s."
+                        ) from None
+        except BaseException:
+            call.close()
+            raise
+
+    async def _obtain(self, connect: float, *, fresh: bool) -> Connection:
+        """Return a connection to ask on: a new one, or an idle one unless `fresh`."""
+        while True:
+            if fresh:
+                self._pool.make_room()
+            granted = await self._pool.place()
+            if granted is None:
+                return await self._dial(connect)
+            if not fresh and not granted.closed:
+                return granted
+            granted.abandon()  # its place comes back to the pool, and we ask again
+
+    async def _dial(self, connect: float) -> Connection:
+        name = self._upstream.name
+        try:
+            async with asyncio.timeout(connect or None):
+                connection = await self._connect()
+        except TimeoutError as exc:
+            self._pool.not_made()
+            raise UpstreamTimeout(f"{name} took no connection within {connect:g} s.") from exc
+        except OSError as exc:
+            self._pool.not_made()
+            raise UpstreamUnreachable(f"{name} cannot be reached.") from exc
+        except BaseException:
+            self._pool.not_made()
+            raise
+        self._pool.made(connection)
+        return connection
+
+    async def _connect(self) -> Connection:
+        if self._upstream.scheme == "unix":
+            _, connection = await self._loop.create_unix_connection(
+                self._new_connection, self._upstream.path
+            )
+            return connection
+        addresses = await self._addresses.get()
+        return await first_to_connect(addresses, self._connect_to, Connection.abandon)
+
+    async def _connect_to(self, address: Address) -> Connection:
+        host, port = address
+        _, connection = await self._loop.create_connection(
+            self._new_connection,
+            host,
+            port,
+            ssl=self._tls,
+            server_hostname=self._upstream.host if self._tls is not None else None,
+        )
+        return connection
+
+    def _new_connection(self) -> Connection:
+        return Connection(self._upstream.name, self._pool, self._loop)

@@ -1,0 +1,276 @@
+"""One connection to an upstream: carries one call at a time, and many in its life.
+
+Rule 1: a byte that nobody asked for ends the connection; it never reaches the next caller.
+Rule 2: how an answer is delimited is decided here, from its head; where the parser is more
+        lenient than we are, we win.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+import httptools
+
+from llmproxy.errors import ProxyError, UpstreamBroken, UpstreamTimeout
+from llmproxy.records import Upload
+from llmproxy.transport.http1.call import Http1Call
+from llmproxy.transport.http1.head import Framing, framing_of, write_head
+from llmproxy.transport.interface import Outgoing
+from llmproxy.types import Header
+
+MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead included
+WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
+SMALL = 64 * 1024  # bytes; up to here head and body go out as one piece
+
+
+class Owner(Protocol):
+    """Who is told what becomes of a connection."""
+
+    def returned(self, connection: "Connection") -> None:
+        """The call is complete and the connection can carry another."""
+
+    def lost(self, connection: "Connection") -> None:
+        """The connection is gone."""
+
+
+class Connection(asyncio.Protocol):
+    """The socket, its parser, and the call that they work for."""
+
+    def __init__(self, name: str, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
+        # The connection
+        self._name = name
+        self._owner = owner
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._writable: asyncio.Future[None] | None = None  # set while writing is paused
+        self._lost = False
+        self.calls = 0
+        self.opened_at = 0.0
+        self.idle_since = 0.0
+
+        # The call it carries
+        self._call: Http1Call | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._without_body = False  # the answer to HEAD
+
+        # The answer that is being read
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[Header] = []
+        self._pieces: list[bytes] = []  # of the body, from the current read
+        self._overhead = 0  # bytes since the last one of a body
+        self._framing: Framing | None = None  # None until the final head is there
+        self._informational = False
+        self._keep_alive = False
+        self._parsed = False  # to the last byte
+        self._surplus = False  # something came behind the last byte
+
+    # For the client
+
+    @property
+    def answered(self) -> bool:
+        """Whether any byte of an answer to the current call has come."""
+        return self._overhead > 0 or self._framing is not None
+
+    @property
+    def closed(self) -> bool:
+        return self._lost or self._transport is None or self._transport.is_closing()
+
+    def ask(self, outgoing: Outgoing) -> Http1Call:
+        """Send a request; its answer arrives in the call that is returned."""
+        transport = self._transport
+        assert transport is not None and self._call is None
+        head = write_head(outgoing)
+        call = self._call = Http1Call(self, self._loop)
+        self.calls += 1
+        self._headers = []
+        self._overhead = 0
+        self._framing = None
+        self._parsed = False
+        self._without_body = outgoing.method == b"HEAD"
+        body = outgoing.body
+        if isinstance(body, bytes):
+            if len(body) <= SMALL:
+                transport.write(head + body)
+            else:
+                transport.write(head)
+                transport.write(body)
+        else:
+            transport.write(head)
+            self._sender = self._loop.create_task(self._send(body, call))
+        return call
+
+    @property
+    def sending(self) -> bool:
+        """Whether an upload is still on its way."""
+        return self._sender is not None and not self._sender.done()
+
+    def abandon(self) -> None:
+        """Close at once; the call that it carried is over."""
+        self._call = None
+        self._stop_sending()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # From the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's do not inherit from it
+        self.opened_at = self._loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        call = self._call
+        if call is None:
+            self.abandon()
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._break(call, "switched protocols without being asked")
+            return
+        except httptools.HttpParserError as exc:
+            if not self._parsed:
+                self._break(call, "sent something that is not an HTTP answer", exc)
+                return
+            self._surplus = True
+        if self._framing is Framing.INVALID:
+            self._break(call, "sent a head that can be read in two ways")
+            return
+        pieces = self._pieces
+        if pieces:
+            self._overhead = 0
+            call.take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            pieces.clear()
+        if self._parsed:
+            self._finish(call)
+        elif self._overhead > MAX_HEAD:
+            self._break(call, "sent a head that is too long")
+            return
+        call.wake()
+
+    def eof_received(self) -> None:
+        call = self._call
+        if call is not None and self._framing is Framing.CLOSE and not self._parsed:
+            self._parsed = True
+            self._keep_alive = False
+            self._finish(call)
+            call.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._stop_sending()
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        call, self._call = self._call, None
+        if call is not None:
+            failure = UpstreamBroken(f"{self._name} closed the connection before it was done.")
+            failure.__cause__ = exc
+            call.fail(failure)
+        self._owner.lost(self)
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # From the parser. Whatever comes after the last byte is surplus.
+
+    def on_message_begin(self) -> None:
+        if self._parsed:
+            self._surplus = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._framing is None:  # else it is a trailer, and those are dropped
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._parsed or self._framing is not None:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200 and status != 101:
+            self._informational = True
+            self._headers = []
+            return
+        old = self._parser.get_http_version() != "1.1"
+        self._framing, keep_alive = framing_of(status, self._headers, self._without_body)
+        self._keep_alive = keep_alive and not old
+        if self._framing is Framing.INVALID or self._call is None:
+            return
+        self._call.status = status
+        self._call.headers = self._headers
+        if self._framing is Framing.NONE:
+            # The parser may wait for the body that the head of a HEAD or a 304 describes.
+            self._parsed = True
+
+    def on_body(self, body: bytes) -> None:
+        if self._parsed:
+            self._surplus = True
+        else:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._informational:
+            self._informational = False
+        else:
+            self._parsed = True
+
+    # The ends of a call
+
+    def _finish(self, call: Http1Call) -> None:
+        self._call = None
+        call.end()
+        reusable = self._keep_alive and not self._surplus and not self.sending and not self.closed
+        if not reusable:
+            self.abandon()
+            return
+        if self._framing is Framing.NONE:
+            self._parser = httptools.HttpResponseParser(self)
+        self._owner.returned(self)
+
+    def _break(self, call: Http1Call, what: str, cause: Exception | None = None) -> None:
+        failure = UpstreamBroken(f"{self._name} {what}.")
+        failure.__cause__ = cause
+        call.fail(failure)
+        self.abandon()
+
+    # Uploads
+
+    async def _send(self, upload: Upload, call: Http1Call) -> None:
+        """Pass an upload on as it comes in, at the pace at which the upstream takes it."""
+        transport = self._transport
+        assert transport is not None
+        chunked = upload.length is None
+        try:
+            async for piece in upload:
+                if piece:
+                    transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                while self._writable is not None and not self._lost:
+                    async with asyncio.timeout(WRITE_STALL):
+                        await self._writable
+                if self._lost:
+                    return
+            if chunked:
+                transport.write(b"0\r\n\r\n")
+        except TimeoutError:
+            call.fail(UpstreamTimeout(f"{self._name} stopped taking the upload."))
+            transport.abort()
+        except ProxyError as error:
+            # Too large, too slow, or gone: the caller's side of it failed, and half a
+            # request must not look like a whole one.
+            call.fail(error)
+            transport.abort()
+
+    def _stop_sending(self) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            self._sender = None

@@ -1,0 +1,269 @@
+"""The second transport, on httpx: for HTTP/2 upstreams and outbound proxies.
+
+Costs about twenty times as much per chunk as our own, so it is taken only where that one
+cannot go. The only file that imports httpx.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from importlib.util import find_spec
+from typing import Any
+
+import httpx
+
+from llmproxy.errors import (
+    Overloaded,
+    ProxyError,
+    UpstreamBroken,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from llmproxy.records import Upload, Upstream
+from llmproxy.transport.interface import Outgoing, Silence
+from llmproxy.transport.limits import PoolLimits
+from llmproxy.transport.tls import tls_for
+from llmproxy.types import Header
+
+HTTP2 = find_spec("h2") is not None
+RETRY_AFTER = 1  # seconds
+WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
+
+
+class HttpxTransport:
+    """Whatever httpx speaks, behind the interface of ours."""
+
+    def __init__(self, upstream: Upstream, limits: PoolLimits) -> None:
+        self._upstream = upstream
+        self._limits = limits
+        self._active = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        scheme = "https" if upstream.scheme == "https" else "http"
+        self._origin = f"{scheme}://{upstream.authority}"
+        # The transport alone, not a client: no redirects, no cookies, no default headers,
+        # no proxies or certificates out of the environment.
+        self._http = httpx.AsyncHTTPTransport(
+            verify=tls_for(upstream) or upstream.proxy is not None,
+            http1=True,
+            http2=HTTP2,
+            uds=upstream.path or None,
+            proxy=upstream.proxy,
+            trust_env=False,
+            limits=httpx.Limits(
+                max_connections=limits.connections or None,
+                max_keepalive_connections=None,
+                keepalive_expiry=limits.keepalive,
+            ),
+        )
+
+    async def open(self, outgoing: Outgoing, *, connect: float, answer: float) -> "HttpxCall":
+        limit = self._limits.connections
+        if limit and self._active >= limit + self._limits.queue:
+            raise Overloaded(
+                "Every connection to the model server is busy.", retry_after=RETRY_AFTER
+            )
+        self._active += 1
+        try:
+            return await self._open(outgoing, connect, answer)
+        except BaseException:
+            self._active -= 1
+            raise
+
+    async def _open(self, outgoing: Outgoing, connect: float, answer: float) -> "HttpxCall":
+        trace = _Trace()
+        try:
+            return await self._ask(outgoing, connect, answer, trace)
+        except UpstreamBroken:
+            if trace.fresh or trace.answered or not isinstance(outgoing.body, bytes):
+                raise
+        # The pool throws a connection away once it has failed, so this one is fresh or lives.
+        return await self._ask(outgoing, connect, answer, _Trace())
+
+    async def _ask(
+        self, outgoing: Outgoing, connect: float, answer: float, trace: "_Trace"
+    ) -> "HttpxCall":
+        request = httpx.Request(
+            outgoing.method.decode("ascii"),
+            self._origin,
+            headers=[*outgoing.headers, *_framing(outgoing)],
+            extensions={
+                "target": outgoing.target,
+                "timeout": {
+                    "connect": connect or None,
+                    "read": None,  # the clocks are ours: httpx would close what it gives up
+                    "write": WRITE_STALL,
+                    "pool": self._limits.queue_timeout,
+                },
+                "trace": trace,
+            },
+            stream=_Body(outgoing.body),
+        )
+        sending = asyncio.ensure_future(self._http.handle_async_request(request))
+        try:
+            await asyncio.wait([sending], timeout=await trace.sent(sending, answer))
+            if not sending.done():
+                raise UpstreamTimeout(f"{self._upstream.name} did not answer within {answer:g} s.")
+            response = await self._translated(sending)
+        except BaseException:
+            self._discard(sending)
+            raise
+        call = HttpxCall(self, response, reused=not trace.fresh)
+        if response.status_code == 101:
+            call.close()
+            self._active += 1  # the one who called us gives the place back
+            raise UpstreamBroken(f"{self._upstream.name} switched protocols without being asked.")
+        return call
+
+    async def aclose(self) -> None:
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=1.0)
+        await self._http.aclose()
+
+    def statistics(self) -> dict[str, int]:
+        return {"open": self._active, "idle": 0, "waiting": 0}
+
+    # For the calls
+
+    def finished(self, response: httpx.Response) -> None:
+        """Give back what a call has held."""
+        self._active -= 1
+        self._in_background(response.aclose())
+
+    async def _translated(self, work: "Awaitable[Any]") -> Any:
+        """Await something of httpx; what it raises becomes an error of ours."""
+        name = self._upstream.name
+        try:
+            return await work
+        except ProxyError:
+            raise
+        except httpx.PoolTimeout as exc:
+            raise Overloaded(
+                "No connection to the model server became free in time.", retry_after=RETRY_AFTER
+            ) from exc
+        except httpx.ConnectTimeout as exc:
+            raise UpstreamTimeout(f"{name} took no connection in time.") from exc
+        except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
+            raise UpstreamUnreachable(f"{name} cannot be reached.") from exc
+        except httpx.TimeoutException as exc:
+            raise UpstreamTimeout(f"{name} stopped taking the upload.") from exc
+        except (httpx.TransportError, httpx.StreamError, httpx.InvalidURL) as exc:
+            raise UpstreamBroken(f"{name} closed the connection before it was done.") from exc
+
+    translated = _translated
+
+    def _discard(self, sending: "asyncio.Future[httpx.Response]") -> None:
+        if not sending.done():
+            sending.cancel()
+        elif not sending.cancelled() and sending.exception() is None:
+            self._in_background(sending.result().aclose())
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.ensure_future(_quietly(work))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+class HttpxCall:
+    """One answer of httpx."""
+
+    def __init__(self, transport: HttpxTransport, response: httpx.Response, reused: bool) -> None:
+        self.status = response.status_code
+        self.headers: list[Header] = [(name.lower(), value) for name, value in response.headers.raw]
+        self.reused = reused
+        self._transport = transport
+        self._response = response
+        stream = response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        self._chunks = stream.__aiter__()
+        self._next: asyncio.Task[bytes] | None = None
+        self._over = False
+        self._closed = False
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    async def read(self, within: float) -> bytes:
+        if self._over or self._closed:
+            return b""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._step())
+        await asyncio.wait([self._next], timeout=within or None)
+        if not self._next.done():
+            raise Silence
+        step, self._next = self._next, None
+        chunk: bytes = await self._transport.translated(step)
+        if not chunk:
+            self._over = True
+            self.close()
+        return chunk
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._next is not None:
+            self._next.cancel()
+        self._transport.finished(self._response)
+
+    async def _step(self) -> bytes:
+        async for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return b""
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, body: bytes | Upload) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if isinstance(self._body, bytes):
+            yield self._body
+            return
+        async for piece in self._body:
+            if piece:
+                yield piece
+
+
+class _Trace:
+    """Notes how far a request has come: a new connection, sent, answered."""
+
+    def __init__(self) -> None:
+        self.fresh = False
+        self.answered = False
+        self._sent = asyncio.Event()
+
+    async def __call__(self, event: str, _: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.started", "connection.connect_unix_socket.started"):
+            self.fresh = True
+        elif event.endswith("send_request_body.complete"):
+            self._sent.set()
+        elif event.endswith("receive_response_headers.complete"):
+            self.answered = True
+
+    async def sent(self, sending: "asyncio.Future[Any]", answer: float) -> float | None:
+        """Return the clock of the answer, once the request is out or has failed."""
+        waiting = asyncio.ensure_future(self._sent.wait())
+        try:
+            await asyncio.wait([waiting, sending], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        return answer or None
+
+
+def _framing(outgoing: Outgoing) -> list[Header]:
+    body = outgoing.body
+    if isinstance(body, bytes):
+        if body or outgoing.method in (b"POST", b"PUT", b"PATCH"):
+            return [(b"content-length", b"%d" % len(body))]
+        return []
+    if body.length is not None:
+        return [(b"content-length", b"%d" % body.length)]
+    return [(b"transfer-encoding", b"chunked")]
+
+
+async def _quietly(work: Any) -> None:
+    try:
+        await work
+    except (httpx.HTTPError, OSError, RuntimeError):
+        return  # it is being thrown away; how it goes is nobody's business

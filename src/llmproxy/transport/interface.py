@@ -1,0 +1,81 @@
+"""What the rest of the proxy may ask of a transport.
+
+A transport speaks to one upstream. `open` sends a request and returns as soon as the head
+of the answer is there; the `Call` it returns gives the body out as it comes in. Both kinds,
+our own HTTP/1.1 and the httpx one, pass the same tests.
+
+Everything that goes wrong is raised as one of three errors of `llmproxy.errors`:
+`UpstreamUnreachable` (no connection: nothing was sent), `UpstreamTimeout` (a clock of ours
+ran out), `UpstreamBroken` (the connection broke or spoke nonsense); besides them only
+`Overloaded` (no place in the queue for a connection) and what reading an upload raises.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from llmproxy.records import Upload
+from llmproxy.types import Header
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request, ready to be sent.
+
+    `headers` are complete but for the framing of the body (Content-Length or
+    Transfer-Encoding), which the transport adds.
+    """
+
+    method: bytes
+    target: bytes
+    headers: list[Header]
+    body: bytes | Upload = b""
+
+
+class Silence(Exception):
+    """Nothing came within the time that was asked for. The call is as alive as before."""
+
+
+class Call(Protocol):
+    """One answer, from its head to its last byte."""
+
+    status: int
+    headers: list[Header]
+    """Names in lower case, in the order they came; informational answers left out."""
+
+    reused: bool
+    """Whether the connection had carried an earlier call."""
+
+    @property
+    def over(self) -> bool:
+        """Whether everything has been read: the last byte is out, and it was the last."""
+
+    async def read(self, within: float) -> bytes:
+        """Return what one read from the socket brought, or b"" after the last byte.
+
+        Raises `Silence` when nothing comes for `within` seconds (0 = wait for ever); it may
+        be asked again. Raises `UpstreamBroken` when the answer ends before it is complete:
+        a counted body that is too short, a chunked one without its last chunk. A body that
+        is delimited by the close of the connection ends when the connection does, unless
+        it was reset.
+        """
+
+    def close(self) -> None:
+        """Let go: the connection goes back to the pool if the answer is complete, and is
+        closed at once if not. May be called at any time and more than once."""
+
+
+class Transport(Protocol):
+    """The way to one upstream."""
+
+    async def open(self, outgoing: Outgoing, *, connect: float, answer: float) -> Call:
+        """Send a request and return once the final head of the answer is there.
+
+        `connect` is how long to wait for a connection, `answer` how long for the head after
+        the request is out (0 = for ever). Cancelling closes what was opened.
+        """
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return `open`, `idle`, `waiting`: connections and calls queued for one."""
