@@ -1,0 +1,144 @@
+"""Take the body out of the request and learn what is asked for.
+
+JSON is read once, as a whole and within a limit; its bytes are what goes on. Everything
+else (audio, images, files) is handed on while it comes in.
+
+Reads:  endpoint, fields
+Writes: body, inference
+Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge,
+        UnsupportedEncoding
+"""
+
+import asyncio
+from typing import NamedTuple
+
+from llmproxy.context import get_context
+from llmproxy.errors import (
+    ClientGone,
+    RequestError,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedEncoding,
+    present,
+)
+from llmproxy.protocol.inference import read_inference
+from llmproxy.protocol.multipart import LOOK_AT, boundary_of, find_model
+from llmproxy.records import InferenceRequest
+from llmproxy.types import ASGIApp, Receive, Scope, Send
+from llmproxy.upload import IncomingUpload
+
+NOTHING_ASKED = InferenceRequest()
+
+
+class BodyHeaders(NamedTuple):
+    """What the head says of the body."""
+
+    length: int | None
+    kind: bytes  # the content type, in lower case, without its parameters
+    content_type: bytes
+    encoded: bool
+    expected: bool  # whether there is a body at all
+
+
+class BodyMiddleware:
+    """Read JSON, or prepare to pass an upload on."""
+
+    def __init__(self, app: ASGIApp, *, max_body: int, max_upload: int, within: float) -> None:
+        self.app = app
+        self.max_body = max_body
+        self.max_upload = max_upload
+        self.within = within
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        ctx = get_context(scope)
+        about = body_headers(scope, ctx.fields)
+        must_be_json = present(ctx.endpoint, "endpoint").json_body and scope["method"] == "POST"
+        if must_be_json or (about.expected and is_json(about.kind)):
+            if about.encoded:
+                raise UnsupportedEncoding("Send the request body without a Content-Encoding.")
+            body = await self._read(receive, about.length) if about.expected else b""
+            ctx.body, ctx.inference = body, self._understand(body, must_be_json)
+        elif about.expected:
+            if about.length is not None and about.length > self.max_upload:
+                raise RequestTooLarge(f"The upload is larger than {self.max_upload} bytes.")
+            upload = IncomingUpload(
+                receive, length=about.length, limit=self.max_upload, within=self.within
+            )
+            ctx.body, ctx.inference = upload, await self._look_into(upload, about.content_type)
+        else:
+            ctx.body, ctx.inference = b"", NOTHING_ASKED
+        await self.app(scope, receive, send)
+
+    async def _read(self, receive: Receive, length: int | None) -> bytes:
+        if length is not None and length > self.max_body:
+            raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.within or None):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone("The client left while it was sending its request.")
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > self.max_body:
+                        raise RequestTooLarge(
+                            f"The request body is larger than {self.max_body} bytes."
+                        )
+                    pieces.append(piece)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The request body did not arrive within {self.within:g} s."
+            ) from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _understand(self, body: bytes, must_be_json: bool) -> InferenceRequest:
+        try:
+            return read_inference(body)
+        except RequestError:
+            if must_be_json:
+                raise
+            return NOTHING_ASKED  # of a path that we only pass on, the engine is the judge
+
+    async def _look_into(self, upload: IncomingUpload, content_type: bytes) -> InferenceRequest:
+        """Read on until the form has named its model, or could no longer."""
+        boundary = boundary_of(content_type)
+        start = b""
+        model = None
+        undecided = boundary is not None
+        while undecided and boundary is not None and len(start) < LOOK_AT:
+            piece = await upload.look()
+            if piece is None:
+                break
+            start += piece
+            model, undecided = find_model(start[:LOOK_AT], boundary)
+        return InferenceRequest(model=model) if model is not None else NOTHING_ASKED
+
+
+def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:
+    """Read off the head what body is to come."""
+    said = fields.get(b"content-length", b"")
+    length = int(said) if said.isdigit() else None
+    content_type = fields.get(b"content-type", b"")
+    encoding = fields.get(b"content-encoding", b"").strip().lower()
+    chunked = b"transfer-encoding" in fields
+    # HTTP/2 needs neither header to have a body.
+    unsaid = scope.get("http_version", "1.1") >= "2" and scope["method"] in _WITH_BODY
+    expected = chunked or bool(length) or (length is None and unsaid)
+    kind = content_type.partition(b";")[0].strip().lower()
+    return BodyHeaders(length, kind, content_type, encoding not in (b"", b"identity"), expected)
+
+
+_WITH_BODY = ("POST", "PUT", "PATCH")
+
+
+def is_json(kind: bytes) -> bool:
+    """Tell whether a content type stands for JSON."""
+    return kind == b"application/json" or kind.endswith(b"+json")

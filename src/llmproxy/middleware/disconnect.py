@@ -1,0 +1,62 @@
+"""Stop the work when the client hangs up.
+
+Owns `receive`: no layer further in may read from the server. The body has been taken out by
+then, or is an upload that owns `receive` until it is through; what is left to receive is
+the disconnect.
+
+Reads:  body, complete
+Writes: (nothing)
+Raises: ClientGone
+"""
+
+import asyncio
+
+from llmproxy.context import get_context
+from llmproxy.errors import ClientGone
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class DisconnectMiddleware:
+    """Cancel everything further in as soon as the server reports a disconnect.
+
+    One plain task: about 6 us per request, where an anyio task group alone costs 50.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        ctx = get_context(scope)
+        request = asyncio.current_task()
+        assert request is not None  # a server always runs the app inside a task
+        gone = asyncio.Event()
+
+        async def receive_disconnect() -> Message:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def watch() -> None:
+            if ctx.body is not None and not isinstance(ctx.body, bytes):
+                await ctx.body.through()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            # The server also reports a disconnect after every complete response. Acting
+            # on that one would cut off the settling and metering of each good request.
+            if not ctx.complete:
+                gone.set()
+                request.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            await self.app(scope, receive_disconnect, send)
+        except asyncio.CancelledError:
+            # Ours only if we asked for it and nobody else did (a shutdown cancels too).
+            if gone.is_set() and request.uncancel() == 0:
+                raise ClientGone("The client left before its answer was complete.") from None
+            raise
+        finally:
+            watcher.cancel()

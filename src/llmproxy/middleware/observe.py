@@ -1,0 +1,161 @@
+"""Give each request its name and its context, and write down how it ended.
+
+Stands outermost, so that what it counts is what the client was sent.
+
+Reads:  attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
+        inference, request_id, sent, started_at, status, tail, upstream, waited
+Writes: client, complete, sent, status
+Raises: (nothing)
+"""
+
+import os
+import re
+
+from llmproxy import clock
+from llmproxy.context import SCOPE_KEY, RequestContext
+from llmproxy.errors import Outcome
+from llmproxy.headers import with_headers
+from llmproxy.logs import AccessLog
+from llmproxy.metrics import Metrics
+from llmproxy.protocol.trust import TrustedProxies
+from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_PATH_LENGTH = 256  # characters of a path that a log line shows
+
+
+class ObserveMiddleware:
+    """One context, one log line and one set of measurements per request."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        access_log: AccessLog,
+        trusted_proxies: TrustedProxies,
+    ) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.access_log = access_log
+        self.trusted_proxies = trusted_proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        headers = scope["headers"]
+        ctx = scope[SCOPE_KEY] = new_context(headers)
+        peer = scope.get("client")
+        ctx.client = self.trusted_proxies.client(peer[0] if peer else None, headers)
+
+        async def send_observed(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                ctx.sent += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    ctx.complete = True
+            elif message["type"] == "http.response.start":
+                ctx.status = message["status"]
+                message = with_headers(message, own_headers(ctx))
+            await send(message)
+
+        self.metrics.inflight(+1)
+        stopped = False
+        try:
+            await self.app(scope, receive, send_observed)
+        except BaseException as exc:
+            stopped = not isinstance(exc, Exception)
+            raise
+        finally:
+            self.metrics.inflight(-1)
+            self._write_down(scope, ctx, stopped)
+
+    def _write_down(self, scope: Scope, ctx: RequestContext, stopped: bool) -> None:
+        ended_at = clock.now()
+        duration = ended_at - ctx.started_at
+        outcome = outcome_of(ctx, stopped)
+        failure = ctx.failure
+        status = ctx.status or (failure.status if failure is not None else 0)
+        model = ctx.inference.model if ctx.inference is not None else None
+        endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
+        overhead = duration - ctx.waited
+
+        self.metrics.request(
+            model=model,
+            upstream=ctx.upstream,
+            status=status,
+            outcome=outcome,
+            duration=duration,
+            overhead=overhead,
+        )
+        first_token = None
+        if ctx.first_byte_at is not None:
+            first_token = ctx.first_byte_at - ctx.started_at
+            if ctx.tail is not None:
+                gaps = ctx.chunks - 1
+                gap = (ended_at - ctx.first_byte_at) / gaps if gaps > 0 else None
+                self.metrics.stream(ctx.upstream, first_token, gap)
+
+        if self.access_log.enabled:
+            self.access_log.write(
+                {
+                    "time": clock.wall(),
+                    "event": "request",
+                    "request_id": ctx.request_id,
+                    "engine_request_id": ctx.engine_id if ctx.attempts else None,
+                    "client": ctx.client,
+                    "method": scope["method"],
+                    "path": scope["path"][:_PATH_LENGTH],
+                    "endpoint": endpoint,
+                    "model": model[:_PATH_LENGTH] if model is not None else None,
+                    "stream": ctx.tail is not None,
+                    "status": status,
+                    "outcome": outcome.value,
+                    "code": failure.code if failure is not None else None,
+                    "upstream": ctx.upstream,
+                    "attempts": ctx.attempts,
+                    "duration_ms": round(duration * 1000, 3),
+                    "first_token_ms": (
+                        round(first_token * 1000, 3) if first_token is not None else None
+                    ),
+                    "overhead_ms": round(overhead * 1000, 3),
+                    "bytes": ctx.sent,
+                }
+            )
+
+
+def new_context(headers: list[Header]) -> RequestContext:
+    """Return the context of a request that has just come in."""
+    ours = os.urandom(12).hex()
+    fields = dict(headers)
+    theirs = fields.get(b"x-request-id")
+    if theirs is not None and _REQUEST_ID.fullmatch(theirs):
+        return RequestContext(theirs.decode(), ours, clock.now(), fields)
+    return RequestContext(ours, ours, clock.now(), fields)
+
+
+def own_headers(ctx: RequestContext) -> list[Header]:
+    """Return what every answer carries."""
+    own = [(b"x-request-id", ctx.request_id.encode())]
+    if ctx.upstream is not None:
+        own.append((b"x-llmproxy-upstream", ctx.upstream.encode()))
+        own.append((b"x-llmproxy-attempts", b"%d" % ctx.attempts))
+    return own
+
+
+def outcome_of(ctx: RequestContext, stopped: bool) -> Outcome:
+    """Return the one word for how a request ended."""
+    failure = ctx.failure
+    if failure is None:
+        if stopped:
+            return Outcome.STOPPED
+        if not ctx.complete:
+            return Outcome.FAILED
+        refused = ctx.upstream is not None and ctx.status is not None and ctx.status >= 400
+        return Outcome.REFUSED if refused else Outcome.COMPLETED
+    # A failure after the beginning of an answer is another thing than one before it, except
+    # that it makes no difference to a caller who left.
+    if failure.outcome is Outcome.UPSTREAM_FAILED and not ctx.complete:
+        return Outcome.STREAM_BROKEN
+    return failure.outcome

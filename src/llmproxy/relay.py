@@ -1,0 +1,156 @@
+"""Passes one answer on: what one read brings from the engine is one write to the client.
+
+The commit point is the first byte of the body. Until it nothing was sent, and the attempt
+could be replaced by another; after it an answer is completed truthfully or ends in an error.
+A keep-alive comment commits the status and the headers, not the content.
+
+Reads:  (nothing)
+Writes: chunks, first_byte_at, tail
+Raises: UpstreamBroken, UpstreamTimeout
+"""
+
+from llmproxy import clock
+from llmproxy.context import RequestContext
+from llmproxy.errors import UpstreamBroken, UpstreamTimeout
+from llmproxy.protocol.response_head import Kind, kind_of, response_headers
+from llmproxy.protocol.stream_tail import StreamTail
+from llmproxy.records import Clocks, Ending
+from llmproxy.stalls import Delivery
+from llmproxy.transport import Call
+from llmproxy.transport.interface import Silence
+from llmproxy.types import Send
+
+COMMENT = b": keep-alive\n\n"
+FOR_EVER = float("inf")
+
+
+class Relay:
+    """One answer on its way from an engine to a client."""
+
+    def __init__(
+        self, ctx: RequestContext, call: Call, send: Send, delivery: Delivery, clocks: Clocks
+    ) -> None:
+        self.ctx = ctx
+        self.call = call
+        self.send = send
+        self.delivery = delivery
+        self.idle = clocks.idle or FOR_EVER
+        self.kind = kind_of(call.headers)
+        self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
+        self.tail: StreamTail | None = None
+        self.begun = False
+
+    async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
+        """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
+        ctx, call, send, delivery = self.ctx, self.call, self.send, self.delivery
+        tail = self.tail = ctx.tail = tail_for(call.status, self.kind, ending)
+        read, note = call.read, tail.note if tail is not None else None
+
+        chunk = b""
+        if not call.over:
+            chunk = await self._first(first_byte_due, deadline)
+        ctx.first_byte_at = clock.now()
+        await self._begin()
+
+        patience = min(self.idle, self.comment)
+        unhurried = deadline == FOR_EVER
+        chunks = 0
+        try:
+            while chunk:
+                chunks += 1
+                if note is not None:
+                    note(chunk)
+                if call.over:
+                    break
+                delivery.count += 1
+                delivery.sending = True
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                delivery.sending = False
+                within = patience if unhurried else min(patience, left_until(deadline))
+                try:
+                    chunk = await read(0 if within == FOR_EVER else within)
+                except Silence:
+                    chunk = await self._sit_out(within, self.idle, deadline)
+        finally:
+            ctx.chunks = chunks
+
+        delivery.count += 1
+        delivery.sending = True
+        whole = tail is None or tail.finished()
+        if chunk or whole:
+            await send({"type": "http.response.body", "body": chunk, "more_body": not whole})
+        delivery.sending = False
+        if not whole:
+            raise UpstreamBroken(f"{ctx.upstream} ended the stream before it was finished.")
+
+    async def _first(self, due: float, deadline: float) -> bytes:
+        limit = due - clock.now() if due != FOR_EVER else FOR_EVER
+        within = min(self.comment, limit, left_until(deadline))
+        if within <= 0:
+            raise UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
+        try:
+            return await self.call.read(0 if within == FOR_EVER else within)
+        except Silence:
+            return await self._sit_out(within, limit, deadline)
+
+    async def _sit_out(self, silent: float, limit: float, deadline: float) -> bytes:
+        """Wait on after `silent` seconds of nothing, up to `limit`, with comments meanwhile."""
+        tail = self.tail
+        while True:
+            finished = self.begun and tail is not None and tail.finished()
+            if finished and tail is not None and tail.ending is not Ending.UNKNOWN:
+                return b""  # it has said that it is complete; only its connection lingers
+            left = min(limit - silent, left_until(deadline))
+            if left <= 0:
+                raise self._timeout(silent)
+            if self.comment != FOR_EVER and tail is not None and tail.at_boundary():
+                await self._begin()
+                await self.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+            step = min(self.comment, left)
+            try:
+                return await self.call.read(0 if step == FOR_EVER else step)
+            except Silence:
+                silent += step
+
+    def _timeout(self, silent: float) -> UpstreamTimeout:
+        if self.ctx.first_byte_at is None:
+            return UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
+        if silent >= self.idle:
+            return UpstreamTimeout(f"{self.ctx.upstream} was silent for {self.idle:g} s.")
+        return UpstreamTimeout("The answer was not complete within the time set for the request.")
+
+    async def _begin(self) -> None:
+        if self.begun:
+            return
+        self.begun = True
+        call = self.call
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": call.status,
+                "headers": response_headers(call.headers, self.kind),
+            }
+        )
+
+
+def tail_for(status: int, kind: Kind, ending: Ending) -> StreamTail | None:
+    """Return what watches over the end of a stream; None when the answer is no stream."""
+    if kind is Kind.EVENTS:
+        known = status == 200 and ending is not Ending.NDJSON
+        return StreamTail(ending if known else Ending.UNKNOWN)
+    if kind is Kind.LINES and status == 200 and ending is Ending.NDJSON:
+        return StreamTail(ending)
+    return None
+
+
+def left_until(deadline: float) -> float:
+    """Return the seconds left; never negative, infinite when there is no deadline."""
+    return max(0.0, deadline - clock.now()) if deadline != FOR_EVER else FOR_EVER
+
+
+def bounded(limit: float, deadline: float) -> float:
+    """Return a clock of ours cut to what is left of the request; 0 = no clock."""
+    left = min(limit or FOR_EVER, left_until(deadline))
+    if left <= 0:
+        raise UpstreamTimeout("The time set for the request was over before it was asked.")
+    return 0 if left == FOR_EVER else left

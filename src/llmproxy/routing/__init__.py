@@ -1,0 +1,1 @@
+"""Where a request goes. No ASGI in this folder."""
