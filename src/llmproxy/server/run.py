@@ -1,0 +1,94 @@
+"""Runs the app under uvicorn until it is told to stop."""
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from llmproxy.application import LLMProxy
+from llmproxy.logs import BatchLog, console_line, json_line
+from llmproxy.server.banner import banner
+from llmproxy.server.logging_setup import set_up_logging
+from llmproxy.settings import Settings
+
+STDOUT = 1
+BACKLOG = 2048
+
+log = logging.getLogger("llmproxy")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it drains and ends at once when told twice."""
+
+    def __init__(self, config: uvicorn.Config, app: LLMProxy) -> None:
+        super().__init__(config)
+        self.app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(banner(self.app.settings, self._address()), file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn takes only a second SIGINT for an order to end at once.
+        self._captured_signals.append(sig)
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            log.warning(
+                "draining: running answers may finish within %g s; a second signal ends them",
+                self.app.settings.drain_timeout,
+            )
+        self.should_exit = True
+        self.app.draining = True
+
+    def _address(self) -> str:
+        settings = self.app.settings
+        if settings.host.startswith("unix:"):
+            return settings.host
+        bound: tuple[str, int] = self.servers[0].sockets[0].getsockname()
+        scheme = "https" if settings.tls_cert else "http"
+        host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        return f"{scheme}://{host}:{bound[1]}"
+
+
+def run(settings: Settings, *, warnings: Sequence[str] = ()) -> int:
+    """Serve until a signal; return the exit code."""
+    set_up_logging(settings.log_level, settings.log_format)
+    for warning in warnings:
+        log.warning(warning)
+    form = json_line if settings.log_format == "json" else console_line
+    app = LLMProxy(settings, access_log=BatchLog(STDOUT, form))
+    server = Server(config_for(settings, app), app)
+    with suppress(KeyboardInterrupt):  # acted on already; uvicorn raises it again at its end
+        server.run()
+    return 0 if server.started else 3
+
+
+def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
+    unix = settings.host.startswith("unix:")
+    return uvicorn.Config(
+        app,
+        host=settings.host if not unix else "127.0.0.1",
+        port=settings.port,
+        uds=settings.host.removeprefix("unix:") if unix else None,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Whom to believe about the caller's address is LLMPROXY_TRUSTED_PROXIES' to say.
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(settings.timeout_keepalive),
+        timeout_graceful_shutdown=int(settings.drain_timeout),
+    )

@@ -1,0 +1,218 @@
+"""The settings: one frozen object, and every refusal that concerns more than one value."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from llmproxy.records import Clocks, Upstream
+from llmproxy.settings import addresses, layers, scalars
+from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, refuse
+from llmproxy.settings.texts import as_text
+from llmproxy.settings.upstream_options import why_no_certificate
+from llmproxy.settings.upstreams import Given, read_upstreams
+from llmproxy.settings.variables import NOT_IN_THIS_VERSION, unknown, variable_of
+
+T = TypeVar("T")
+MIB = 1024 * 1024
+
+
+def _optional(read: Callable[[object], T]) -> Callable[[object], T | None]:
+    """Return a reader that also takes Python's None for what is not set."""
+    return lambda given: None if given is None else read(given)
+
+
+def _upstreams(given: object) -> tuple[Upstream, ...]:
+    # `env:NAME` asks for one variable by name; this is the only look at the environment that
+    # settings made in Python take.
+    if isinstance(given, Given):
+        return read_upstreams(given.value, given.environ)
+    return read_upstreams(given, os.environ)
+
+
+def _admin_key(given: object) -> SecretStr:
+    return SecretStr(
+        scalars.admin_key(given.get_secret_value() if isinstance(given, SecretStr) else given)
+    )
+
+
+def _workers(given: object) -> int:
+    workers = scalars.count(1, 1024)(given)
+    if workers > 1:
+        raise refuse(given, f"more than one worker is {NOT_IN_THIS_VERSION}")
+    return workers
+
+
+def _auth(given: object) -> str | None:
+    if given is None:
+        return None  # not said; see _is_off_on_purpose
+    word = given.strip().lower() if isinstance(given, str) else ""
+    if word and all(part in ("keys", "jwt", "hmac") for part in word.split("+")):
+        raise refuse(given, f"{NOT_IN_THIS_VERSION}; the only value is off")
+    return scalars.choice("off")(given)
+
+
+Seconds = Annotated[float, PlainValidator(scalars.seconds)]
+Size = Annotated[int, PlainValidator(scalars.size)]
+File = Annotated[str | None, PlainValidator(_optional(scalars.existing_file))]
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured.
+
+    `Settings(upstreams="http://gpu1:8000")` takes what it is given and looks nowhere else;
+    `Settings.load()` reads the environment and the file that it names.
+    """
+
+    # The sources that pydantic-settings brings are left out. They read the environment
+    # whenever an object is made, ignore a misspelt variable, and cannot tell afterwards where
+    # a value came from. `sources.py` collects the values instead; both ways into this class
+    # then have the same grammars and the same refusals.
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", case_sensitive=True, hide_input_in_errors=True
+    )
+
+    upstreams: Annotated[tuple[Upstream, ...], PlainValidator(_upstreams)] = ()
+    host: Annotated[str, PlainValidator(addresses.listen_host)] = "127.0.0.1"
+    port: Annotated[int, PlainValidator(scalars.count(0, 65535))] = 4000
+    workers: Annotated[int, PlainValidator(_workers)] = 1
+    tls_cert: File = None
+    tls_key: File = Field(default=None, validate_default=True)
+    auth: Annotated[str, PlainValidator(_auth)] = Field(default=None, validate_default=True)
+    admin_key: Annotated[SecretStr | None, PlainValidator(_optional(_admin_key))] = None
+    timeout_connect: Seconds = 3.0
+    timeout_first_byte: Seconds = 120.0
+    timeout_answer: Seconds = 600.0
+    timeout_idle: Seconds = 60.0
+    timeout_total: Seconds = 0.0
+    timeout_body: Seconds = 60.0
+    timeout_write: Seconds = 60.0
+    timeout_keepalive: Annotated[
+        float, PlainValidator(functools.partial(scalars.seconds, least=1.0))
+    ] = 75.0
+    keepalive_comments: Seconds = 15.0
+    max_body: Size = 32 * MIB
+    max_upload: Size = 512 * MIB
+    middleware: Annotated[tuple[str, ...], PlainValidator(layers.middleware)] = ()
+    cors_origins: Annotated[tuple[str, ...], PlainValidator(addresses.origins)] = ()
+    log_level: Annotated[
+        str, PlainValidator(scalars.choice("debug", "info", "warning", "error", "critical"))
+    ] = "info"
+    log_format: Annotated[str, PlainValidator(scalars.choice("json", "console"))] = "json"
+    trusted_proxies: Annotated[
+        tuple[addresses.Network | str, ...], PlainValidator(addresses.trusted_proxies)
+    ] = ()
+    drain_timeout: Seconds = 120.0
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            # Not chained: pydantic's error carries what it was given, secrets included.
+            raise SettingsError(_faults(exc)) from None
+
+    @classmethod
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        arguments: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Return the settings of an environment, by default this process's."""
+        from llmproxy.settings.loading import load
+
+        return load(cls, os.environ if environ is None else environ, arguments).settings
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach us."""
+        return addresses.is_loopback(self.host)
+
+    @property
+    def clocks(self) -> Clocks:
+        """How long to wait for what."""
+        return Clocks(
+            connect=self.timeout_connect,
+            first_byte=self.timeout_first_byte,
+            answer=self.timeout_answer,
+            idle=self.timeout_idle,
+            total=self.timeout_total,
+            body=self.timeout_body,
+            write=self.timeout_write,
+            comment=self.keepalive_comments,
+        )
+
+    # Contradictions are found by the later of the fields they are about, which sees those
+    # before it that are valid: so they are found although something else is wrong too.
+
+    @field_validator("tls_key", mode="after")
+    @classmethod
+    def _fits_the_certificate(cls, key: str | None, info: ValidationInfo) -> str | None:
+        if "tls_cert" not in info.data:
+            return key
+        cert = info.data["tls_cert"]
+        if (cert is None) != (key is None):
+            raise Refused(("", "LLMPROXY_TLS_CERT and LLMPROXY_TLS_KEY must be set together"))
+        if cert is not None and (reason := why_no_certificate(cert, key)) is not None:
+            raise Refused(("", f"cannot serve TLS with LLMPROXY_TLS_CERT and this key: {reason}"))
+        return key
+
+    @field_validator("auth", mode="after")
+    @classmethod
+    def _is_off_on_purpose(cls, auth: str | None, info: ValidationInfo) -> str:
+        host = info.data.get("host")
+        if auth is None and host is not None and not addresses.is_loopback(host):
+            raise Refused(
+                (
+                    "",
+                    f"LLMPROXY_HOST={host} lets others in and nobody is asked for a key: say so"
+                    " with LLMPROXY_AUTH=off, or listen on 127.0.0.1 or unix:/path",
+                )
+            )
+        return "off"
+
+    @field_serializer("*")
+    def _without_secrets(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [as_text(item) for item in value]
+        return as_text(value) if isinstance(value, SecretStr) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave only what was passed in; see above."""
+        return (init_settings,)
+
+
+def _faults(error: ValidationError) -> list[Fault]:
+    faults: list[Fault] = []
+    for one in error.errors(include_url=False, include_input=False):
+        field = str(one["loc"][0])
+        refused = one.get("ctx", {}).get("error")
+        if isinstance(refused, Refused):
+            faults += refused.faults(variable_of(field))
+        elif one["type"] == "extra_forbidden":
+            faults.append(unknown(field, as_variable=False))
+        else:
+            faults.append(Fault(variable_of(field), MASK, "is not valid"))
+    return faults

@@ -1,0 +1,32 @@
+"""Values for people to read, without what is secret."""
+
+from pydantic import SecretStr
+
+from llmproxy.records import Upstream
+from llmproxy.settings.faults import MASK
+from llmproxy.settings.upstreams import described
+
+
+def as_size(count: int) -> str:
+    """Return a number of bytes in the largest unit that divides it."""
+    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if count % 1024**power == 0:
+            return f"{count // 1024**power}{letter}iB"
+    return str(count)
+
+
+def as_text(value: object) -> str:
+    """Return a value the way it would be set, secrets masked."""
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return MASK
+        case Upstream():
+            return described(value)
+        case tuple():
+            return ",".join(as_text(item) for item in value)
+        case float():
+            return f"{value:.12g}"
+        case _:
+            return str(value)
