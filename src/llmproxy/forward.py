@@ -24,7 +24,7 @@ from llmproxy.relay import FOR_EVER, Relay, bounded
 from llmproxy.routing.rotation import Rotation, Server
 from llmproxy.stalls import Stalls
 from llmproxy.transport import Outgoing
-from llmproxy.types import Receive, Scope, Send
+from llmproxy.types import Receive, Scope, Send, watched
 
 LONGEST_TIMEOUT = 86_400.0  # seconds; a day is longer than any answer
 
@@ -91,7 +91,7 @@ class Forward:
             connect=bounded(self.clocks.connect, deadline),
             answer=bounded(limit, deadline),
         )
-        delivery = self.stalls.begin()
+        delivery = self.stalls.begin(watched=watched(scope) is not None)
         try:
             if call.status in (401, 403):
                 raise UpstreamAuth(

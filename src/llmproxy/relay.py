@@ -49,6 +49,10 @@ class Relay:
         chunk = b""
         if not call.over:
             chunk = await self._first(first_byte_due, deadline)
+        if not chunk and not self.begun and tail is not None and not tail.finished():
+            # llama-cpp-python does this to a prompt that is too long. Nothing was sent yet,
+            # so it can still be told as what it is.
+            raise UpstreamBroken(f"{ctx.upstream} ended the stream before it had begun.")
         ctx.first_byte_at = clock.now()
         await self._begin()
 

@@ -13,13 +13,13 @@ TICKS = 4  # looks within the limit: a stall is cut at most a quarter of it too 
 class Delivery:
     """The sending of one answer."""
 
-    __slots__ = ("_looked_at", "_still", "_task", "count", "sending", "stalled")
+    __slots__ = ("_looked_at", "_still", "count", "sending", "stalled", "task")
 
-    def __init__(self, task: "asyncio.Task[object]") -> None:
+    def __init__(self) -> None:
+        self.task: asyncio.Task[object] | None = None  # that is cancelled when it stands still
         self.count = 0  # sends that were begun
         self.sending = False
         self.stalled = False
-        self._task = task
         self._looked_at = 0
         self._still = 0
 
@@ -32,7 +32,8 @@ class Delivery:
         self._still += 1
         if self._still >= TICKS:
             self.stalled = True
-            self._task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
 
 class Stalls:
@@ -43,12 +44,14 @@ class Stalls:
         self._deliveries: set[Delivery] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> Delivery:
-        """Watch over the delivery that the running task is about to make."""
-        task = asyncio.current_task()
-        assert task is not None
-        delivery = Delivery(task)
-        if self._within > 0:
+    def begin(self, *, watched: bool) -> Delivery:
+        """Watch over the delivery that the running task is about to make.
+
+        A server that is `watched` itself does so already.
+        """
+        delivery = Delivery()
+        if self._within > 0 and not watched:
+            delivery.task = asyncio.current_task()
             self._deliveries.add(delivery)
             if self._timer is None:
                 self._set_timer()

@@ -24,7 +24,7 @@ from llmproxy.errors import (
 from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.multipart import LOOK_AT, boundary_of, find_model
 from llmproxy.records import InferenceRequest
-from llmproxy.types import ASGIApp, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Receive, Scope, Send, watched
 from llmproxy.upload import IncomingUpload
 
 NOTHING_ASKED = InferenceRequest()
@@ -60,7 +60,7 @@ class BodyMiddleware:
         if must_be_json or (about.expected and is_json(about.kind)):
             if about.encoded:
                 raise UnsupportedEncoding("Send the request body without a Content-Encoding.")
-            body = await self._read(receive, about.length) if about.expected else b""
+            body = await self._read(scope, receive, about.length) if about.expected else b""
             ctx.body, ctx.inference = body, self._understand(body, must_be_json)
         elif about.expected:
             if about.length is not None and about.length > self.max_upload:
@@ -73,30 +73,33 @@ class BodyMiddleware:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
         await self.app(scope, receive, send)
 
-    async def _read(self, receive: Receive, length: int | None) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, length: int | None) -> bytes:
         if length is not None and length > self.max_body:
             raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
-        pieces: list[bytes] = []
-        size = 0
+        if watched(scope) is not None:
+            return await self._gather(receive)  # our own server has the clock
         try:
             async with asyncio.timeout(self.within or None):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone("The client left while it was sending its request.")
-                    piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > self.max_body:
-                        raise RequestTooLarge(
-                            f"The request body is larger than {self.max_body} bytes."
-                        )
-                    pieces.append(piece)
-                    more = message.get("more_body", False)
+                return await self._gather(receive)
         except TimeoutError:
             raise RequestTimeout(
                 f"The request body did not arrive within {self.within:g} s."
             ) from None
+
+    async def _gather(self, receive: Receive) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("The client left while it was sending its request.")
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > self.max_body:
+                raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
+            pieces.append(piece)
+            more = message.get("more_body", False)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _understand(self, body: bytes, must_be_json: bool) -> InferenceRequest:

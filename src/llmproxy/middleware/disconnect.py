@@ -13,14 +13,14 @@ import asyncio
 
 from llmproxy.context import get_context
 from llmproxy.errors import ClientGone
-from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, WatchedExchange, watched
+
+
+LEFT = "The client left before its answer was complete."
 
 
 class DisconnectMiddleware:
-    """Cancel everything further in as soon as the server reports a disconnect.
-
-    One plain task: about 6 us per request, where an anyio task group alone costs 50.
-    """
+    """Cancel everything further in as soon as the server reports a disconnect."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -30,9 +30,38 @@ class DisconnectMiddleware:
             await self.app(scope, receive, send)
             return
 
-        ctx = get_context(scope)
         request = asyncio.current_task()
         assert request is not None  # a server always runs the app inside a task
+        exchange = watched(scope)
+        if exchange is not None and exchange.task is request:
+            await self._with_watch(exchange, request, scope, receive, send)
+        else:
+            await self._with_watcher(request, scope, receive, send)
+
+    async def _with_watch(
+        self,
+        exchange: WatchedExchange,
+        request: "asyncio.Task[object]",
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Under our own server, which tells of a hang-up itself."""
+        exchange.cancel_when_gone(True)
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if exchange.gone and request.uncancel() == 0:
+                raise ClientGone(LEFT) from None
+            raise
+        finally:
+            exchange.cancel_when_gone(False)
+
+    async def _with_watcher(
+        self, request: "asyncio.Task[object]", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Under any other server: one plain task, where an anyio task group costs 50 us."""
+        ctx = get_context(scope)
         gone = asyncio.Event()
 
         async def receive_disconnect() -> Message:
@@ -56,7 +85,7 @@ class DisconnectMiddleware:
         except asyncio.CancelledError:
             # Ours only if we asked for it and nobody else did (a shutdown cancels too).
             if gone.is_set() and request.uncancel() == 0:
-                raise ClientGone("The client left before its answer was complete.") from None
+                raise ClientGone(LEFT) from None
             raise
         finally:
             watcher.cancel()

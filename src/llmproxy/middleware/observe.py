@@ -127,7 +127,7 @@ class ObserveMiddleware:
 
 def new_context(headers: list[Header]) -> RequestContext:
     """Return the context of a request that has just come in."""
-    ours = os.urandom(12).hex()
+    ours = os.urandom(16).hex()  # reads as a UUID: llama-cpp-python takes nothing else
     fields = dict(headers)
     theirs = fields.get(b"x-request-id")
     if theirs is not None and _REQUEST_ID.fullmatch(theirs):

@@ -1,10 +1,13 @@
 """Runs the app under uvicorn until it is told to stop."""
 
+import asyncio
+import gc
 import logging
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -12,7 +15,10 @@ import uvicorn
 from llmproxy.application import LLMProxy
 from llmproxy.logs import BatchLog, console_line, json_line
 from llmproxy.server.banner import banner
+from llmproxy.server.bounds import Bounds
+from llmproxy.server.connections import Connections
 from llmproxy.server.logging_setup import set_up_logging
+from llmproxy.server.protocol import GuardedProtocol
 from llmproxy.settings import Settings
 
 STDOUT = 1
@@ -24,11 +30,19 @@ log = logging.getLogger("llmproxy")
 class Server(uvicorn.Server):
     """uvicorn's server, which says when it drains and ends at once when told twice."""
 
-    def __init__(self, config: uvicorn.Config, app: LLMProxy) -> None:
+    def __init__(self, config: uvicorn.Config, app: LLMProxy, bounds: Bounds) -> None:
         super().__init__(config)
         self.app = app
+        self.bounds = bounds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        connections = Connections(self.bounds.connections)
+        # uvicorn calls this with its own arguments, for each connection.
+        self.config.http_protocol_class = partial(  # type: ignore[assignment]
+            GuardedProtocol, bounds=self.bounds, connections=connections, loop=loop
+        )
+        gc.freeze()  # what start-up has made stays: the collector need not look at it again
         await super().startup(sockets)
         if self.started:
             print(banner(self.app.settings, self._address()), file=sys.stderr, flush=True)
@@ -63,10 +77,19 @@ def run(settings: Settings, *, warnings: Sequence[str] = ()) -> int:
         log.warning(warning)
     form = json_line if settings.log_format == "json" else console_line
     app = LLMProxy(settings, access_log=BatchLog(STDOUT, form))
-    server = Server(config_for(settings, app), app)
+    server = Server(config_for(settings, app), app, bounds_of(settings))
     with suppress(KeyboardInterrupt):  # acted on already; uvicorn raises it again at its end
         server.run()
     return 0 if server.started else 3
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """Return what a client may do."""
+    return Bounds(
+        body_timeout=settings.timeout_body,
+        write_timeout=settings.timeout_write,
+        idle_timeout=settings.timeout_keepalive,
+    )
 
 
 def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
@@ -80,7 +103,6 @@ def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
-        http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,

@@ -6,7 +6,7 @@ Only configuration may name a class. What comes in a request is never looked up.
 import importlib
 import re
 
-from llmproxy.settings.faults import refuse
+from llmproxy.settings.faults import Refused, cut, refuse
 from llmproxy.settings.lists import strings
 from llmproxy.settings.variables import NOT_IN_THIS_VERSION
 
@@ -20,7 +20,7 @@ def middleware(given: object) -> tuple[str, ...]:
     found = strings(given)
     for name in found:
         if name in BUILT_IN:
-            raise refuse(name, f"{NOT_IN_THIS_VERSION}; leave it out")
+            raise Refused((cut(name), f"{NOT_IN_THIS_VERSION}; leave it out"))
         if not _PATH.fullmatch(name):
             raise refuse(name, f"must be package.module:Class or one of {', '.join(BUILT_IN)}")
         module, _, attribute = name.partition(":")

@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from llmproxy.records import Clocks, Upstream
 from llmproxy.settings import addresses, layers, scalars
-from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, refuse
+from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, cut, refuse
 from llmproxy.settings.texts import as_text
 from llmproxy.settings.upstream_options import why_no_certificate
 from llmproxy.settings.upstreams import Given, read_upstreams
@@ -63,7 +63,7 @@ def _auth(given: object) -> str | None:
         return None  # not said; see _is_off_on_purpose
     word = given.strip().lower() if isinstance(given, str) else ""
     if word and all(part in ("keys", "jwt", "hmac") for part in word.split("+")):
-        raise refuse(given, f"{NOT_IN_THIS_VERSION}; the only value is off")
+        raise Refused((cut(given), f"{NOT_IN_THIS_VERSION}; the only value is off"))
     return scalars.choice("off")(given)
 
 

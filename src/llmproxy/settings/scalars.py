@@ -31,7 +31,10 @@ _SAMPLES = frozenset(
     | {"todo", "token", "true", "false", "undefined"}
 )
 _SAMPLE_PATTERN = re.compile(
-    r"<.*>|\$?\{.*\}|(sk|key)?0*(1234?5?6?7?8?9?0?)+|(sk|key)?abc(def)?(123)?|(sk|key)?(.)\5*"
+    r"<.*>|\$?\{.*\}"
+    r"|(sk|key)?0*1234?5?6?7?8?9?0?"
+    r"|(sk|key)?abc(def)?(123)?"
+    r"|(sk|key)?(?P<one>.)(?P=one)*"
     r"|(sk)?(my|your|insert|put|some)(own)?(admin|api|secret|new)*(key|token|secret|password)(here)?"
 )
 

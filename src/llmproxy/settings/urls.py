@@ -9,7 +9,7 @@ from llmproxy.settings.addresses import is_forbidden, is_host, socket_path
 from llmproxy.settings.faults import Refused
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)([?#].*)?", re.DOTALL)
-_PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:]*))(?::(.*))?")
+_PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:]*))(?::([^:]*))?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
 # What people paste as the base URL of a client: it ends in a version.

@@ -1,0 +1,254 @@
+"""One request and its answer: what the app receives and sends.
+
+Rule 1: an answer that was not completed never looks complete.
+Rule 2: the head goes out together with the first bytes of the body, in one write.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from llmproxy import codec
+from llmproxy.errors import ProxyError, RequestTimeout
+from llmproxy.types import ASGIApp, Header, Message, Scope
+
+if TYPE_CHECKING:
+    from llmproxy.server.protocol import GuardedProtocol
+
+STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+_BODYLESS = (204, 304)
+
+log = logging.getLogger("llmproxy.server")
+
+
+class BrokenAnswer(RuntimeError):
+    """The app sent something that is no HTTP answer."""
+
+
+class Exchange:
+    """The ASGI side of one request."""
+
+    def __init__(
+        self,
+        protocol: "GuardedProtocol",
+        scope: Scope,
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
+        old: bool,
+    ) -> None:
+        # The connection
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._loop = protocol.loop
+        self.keep_alive = keep_alive
+        self.gone = False  # the client hung up before the answer was complete
+
+        # The request
+        self.scope = scope
+        self.received = 0  # bytes of its body
+        self._pieces: deque[bytes] = deque()
+        self._buffered = 0
+        self.body_complete = False
+        self._body_taken = False
+        self.late = False  # the body did not arrive in time
+        self._expects_continue = expects_continue
+        self._waiter: asyncio.Future[None] | None = None
+
+        # The answer
+        self._head: bytes | None = None  # held back until there is a body to go with it
+        self.started = False
+        self.complete = False
+        self._old = old  # HTTP/1.0: the end of the connection is the end of the answer
+        self._chunked = False
+        self._left: int | None = None  # of a counted body
+        self._bodyless = False
+
+        # What the app may ask for instead of waiting in `receive`
+        self.task: asyncio.Task[None] | None = None
+        self._cancels = False
+
+    # The app
+
+    async def run(self, app: ASGIApp) -> None:
+        """Run the app, and see that the client is not left with half an answer."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except ProxyError:
+            pass  # an answer that cannot be finished: raised only so that it is cut here
+        except Exception:
+            if not self.gone:
+                log.exception("the app failed")
+        finally:
+            if not self.complete and not self.gone:
+                self._leave_unfinished()
+
+    def cancel_when_gone(self, wanted: bool) -> None:
+        """Have the running task cancelled as soon as the client hangs up, or no more."""
+        self._cancels = wanted
+        if wanted and self.gone and self.task is not None:
+            self.task.cancel()
+
+    async def receive(self) -> Message:
+        while not self._pieces:
+            if self.late:
+                raise RequestTimeout("The request body did not arrive in time.")
+            if self.gone or self.complete:
+                return {"type": "http.disconnect"}
+            if self.body_complete and not self._body_taken:
+                break
+            if self._expects_continue:
+                self._expects_continue = False
+                if not self.started:
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._protocol.resume_reading()
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._buffered = 0
+        self._body_taken = self.body_complete
+        return {"type": "http.request", "body": body, "more_body": not self.body_complete}
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self.gone:
+                return
+            if not self.started or self.complete:
+                raise BrokenAnswer("a body before the head, or after the end of the answer")
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+            if self._protocol.blocked is not None:
+                await self._protocol.unblocked()
+        elif kind == "http.response.start":
+            if self.started:
+                raise BrokenAnswer("the answer was begun twice")
+            self.started = True
+            self._begin(message["status"], message.get("headers", ()))
+
+    # The connection
+
+    def feed(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._pieces.append(body)
+        self.received += len(body)
+        self._buffered += len(body)
+        if self._buffered > self._protocol.bounds.read_ahead:
+            self._protocol.pause_reading()
+        self._wake()
+
+    def end_body(self) -> None:
+        """Note that the body is complete."""
+        self.body_complete = True
+        self._wake()
+
+    def hang_up(self) -> None:
+        """Note that the client has gone."""
+        if self.gone or self.complete:
+            return
+        self.gone = True
+        if self._cancels and self.task is not None:
+            self.task.cancel()
+        self._wake()
+
+    def give_up_on_body(self) -> None:
+        """Note that the body took too long."""
+        self.late = True
+        self.keep_alive = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Bytes
+
+    def _begin(self, status: int, headers: "tuple[Header, ...] | list[Header]") -> None:
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._protocol.date()]
+        counted: int | None = None
+        for name, value in headers:
+            if name == b"content-length":
+                counted = int(value)
+            elif name in (b"connection", b"transfer-encoding"):
+                if name == b"connection" and b"close" in value.lower():
+                    self.keep_alive = False
+                continue
+            lines.append(b"%b: %b\r\n" % (name, value))
+        self._bodyless = self.scope["method"] == "HEAD" or status in _BODYLESS
+        if not self._bodyless:
+            self._left = counted
+            if counted is None:
+                self._chunked = not self._old
+                if self._chunked:
+                    lines.append(b"transfer-encoding: chunked\r\n")
+                else:
+                    self.keep_alive = False
+        if not self.body_complete or self._protocol.closing_soon:
+            self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines) or b"\0" in head:
+            raise BrokenAnswer("a header of the answer holds a control character")
+        self._head = head + b"\r\n"
+
+    def _send_body(self, body: bytes, more: bool) -> None:
+        if self._chunked:
+            if not body:
+                data = b"" if more else b"0\r\n\r\n"
+            elif more:
+                data = b"%x\r\n%b\r\n" % (len(body), body)
+            else:
+                data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        elif self._bodyless:
+            data = b""
+        else:
+            if self._left is not None:
+                self._left -= len(body)
+                if self._left < 0 or (self._left and not more):
+                    raise BrokenAnswer("the body is not as long as its Content-Length says")
+            data = body
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        if data:
+            self._transport.write(data)
+        if not more:
+            self.complete = True
+            self._wake()
+            self._protocol.answered(self)
+
+    def _leave_unfinished(self) -> None:
+        if not self.started or self._head is not None:
+            self._head = None
+            self._protocol.refuse(500, "internal_error", "The server failed to answer.")
+            return
+        # Where the end of the connection is the end of the answer, only a reset tells.
+        self._protocol.cut(reset=not self._chunked and self._left is None)
+
+
+def refusal(
+    status: int, code: str, message: str, headers: "tuple[Header, ...]", date: bytes
+) -> bytes:
+    """Return a whole answer that says no and closes."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    body = codec.dumps({"error": error})
+    extra = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"".join(
+        (
+            STATUS_LINES[status],
+            date,
+            b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
+            extra,
+            b"connection: close\r\n\r\n",
+            body,
+        )
+    )

@@ -1,0 +1,120 @@
+"""Which request heads are refused although the parser takes them. No I/O.
+
+Whoever stands in front of us, and whatever engine behind us, must read a request as we do.
+What two of them could read differently is refused, not mended.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmproxy.types import Header
+
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+(?::[0-9]{1,5})?"
+    rb"|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\](?::[0-9]{1,5})?"
+)
+_TARGET = re.compile(rb"/[\x21-\x22\x24-\x7e]*")  # visible ASCII without the fragment's mark
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+
+class Refusal(Exception):
+    """Why a request is not even begun."""
+
+    def __init__(
+        self, status: int, code: str, message: str, headers: tuple[Header, ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+
+_ALLOW = ((b"allow", b", ".join(sorted(METHODS))),)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request head that every reader understands in the same way."""
+
+    path: bytes
+    query: bytes
+    headers: list[Header]
+    length: int | None  # None with chunked, 0 without a body
+    keep_alive: bool
+    expects_continue: bool
+
+
+def check_head(method: bytes, target: bytes, version: str, headers: Sequence[Header]) -> Head:
+    """Return what a head says, or raise `Refusal`. Names are in lower case already."""
+    if version not in ("1.0", "1.1"):
+        raise Refusal(505, "invalid_request", "Use HTTP/1.1.")
+    if method not in METHODS:
+        raise Refusal(405, "method_not_allowed", "This method is not served here.", _ALLOW)
+    if not _TARGET.fullmatch(target):
+        raise Refusal(400, "invalid_request", "The request target must be a path.")
+    path, _, query = target.partition(b"?")
+
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    encodings: list[bytes] = []
+    kept: list[Header] = []
+    connection = expect = b""
+    authorizations = 0
+    for header in headers:
+        name, value = header
+        if not name or not _VALUE.fullmatch(value):
+            raise Refusal(400, "invalid_request", "A header field is malformed.")
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            encodings.append(value)
+        elif name == b"connection":
+            connection += b"," + value.lower()
+        elif name == b"expect":
+            expect += value.lower()
+        elif name == b"authorization":
+            authorizations += 1
+        elif b"_" in name:
+            continue  # some servers read X_Tenant as X-Tenant; nobody here may
+        kept.append(header)
+
+    if len(hosts) != 1 and (hosts or version == "1.1"):
+        raise Refusal(400, "invalid_request", "Send exactly one Host header.")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise Refusal(400, "invalid_request", "The Host header is malformed.")
+    if authorizations > 1:
+        raise Refusal(400, "invalid_request", "Send one Authorization header.")
+    if expect and expect != b"100-continue":
+        raise Refusal(417, "invalid_request", "Only `Expect: 100-continue` is understood.")
+    tokens = {token.strip() for token in connection.split(b",")} if connection else set()
+    keep_alive = version == "1.1" and b"close" not in tokens
+    return Head(
+        path=path,
+        query=query,
+        headers=kept,
+        length=_length(version, lengths, encodings),
+        keep_alive=keep_alive,
+        expects_continue=bool(expect) and version == "1.1",
+    )
+
+
+def _length(version: str, lengths: list[bytes], encodings: list[bytes]) -> int | None:
+    if encodings:
+        # RFC 9112 would let the length be ignored; smugglers live on servers that do.
+        if lengths or version == "1.0":
+            raise Refusal(400, "invalid_request", "The length of the body is given twice.")
+        if len(encodings) > 1 or encodings[0].lower() != b"chunked":
+            raise Refusal(501, "invalid_request", "The only transfer encoding here is chunked.")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise Refusal(400, "invalid_request", "The Content-Length header is malformed.")
+    return int(lengths[0])
