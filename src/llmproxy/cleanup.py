@@ -19,9 +19,12 @@ async def finish(work: Awaitable[object], *, within: float) -> None:
         cancelled = exc
         with suppress(asyncio.CancelledError):
             await asyncio.wait([task], timeout=within)
+    failure = None
     if not task.done():
         task.cancel()
-    elif not task.cancelled() and (failure := task.exception()) is not None:
-        raise failure
+    elif not task.cancelled():
+        failure = task.exception()
     if cancelled is not None:
-        raise cancelled
+        raise cancelled from failure
+    if failure is not None:
+        raise failure

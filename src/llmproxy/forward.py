@@ -19,7 +19,7 @@ from llmproxy.errors import (
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Clocks, Upload, Upstream
+from llmproxy.records import Clocks, Ending, Upload, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
 from llmproxy.routing.rotation import Rotation, Server
 from llmproxy.stalls import Stalls
@@ -100,7 +100,8 @@ class Forward:
                 )
             relay = Relay(ctx, call, send, delivery, self.clocks)
             endpoint = present(ctx.endpoint, "endpoint")
-            await relay.run(endpoint.ending, first_byte_due=due, deadline=deadline)
+            ending = endpoint.ending if scope["method"] == "POST" else Ending.UNKNOWN
+            await relay.run(ending, first_byte_due=due, deadline=deadline)
         except asyncio.CancelledError:
             request = asyncio.current_task()
             if delivery.stalled and request is not None and request.uncancel() == 0:

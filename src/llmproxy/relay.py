@@ -72,9 +72,15 @@ class Relay:
                 delivery.sending = False
                 within = patience if unhurried else min(patience, left_until(deadline))
                 try:
+                    if within <= 0:
+                        raise self._timeout(0)
                     chunk = await read(0 if within == FOR_EVER else within)
                 except Silence:
                     chunk = await self._sit_out(within, self.idle, deadline)
+                except UpstreamBroken:
+                    if not self._has_said_all(broken=True):
+                        raise
+                    chunk = b""
         finally:
             ctx.chunks = chunks
 
@@ -101,20 +107,29 @@ class Relay:
         """Wait on after `silent` seconds of nothing, up to `limit`, with comments meanwhile."""
         tail = self.tail
         while True:
-            finished = self.begun and tail is not None and tail.finished()
-            if finished and tail is not None and tail.ending is not Ending.UNKNOWN:
-                return b""  # it has said that it is complete; only its connection lingers
+            if self._has_said_all():
+                return b""  # only its connection lingers
             left = min(limit - silent, left_until(deadline))
             if left <= 0:
                 raise self._timeout(silent)
             if self.comment != FOR_EVER and tail is not None and tail.at_boundary():
                 await self._begin()
+                self.delivery.count += 1
+                self.delivery.sending = True
                 await self.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+                self.delivery.sending = False
             step = min(self.comment, left)
             try:
                 return await self.call.read(0 if step == FOR_EVER else step)
             except Silence:
                 silent += step
+
+    def _has_said_all(self, *, broken: bool = False) -> bool:
+        """Tell whether the stream was finished by its own last word."""
+        tail = self.tail
+        if tail is None or tail.ending is Ending.UNKNOWN:
+            return False
+        return tail.finished(broken=broken)
 
     def _timeout(self, silent: float) -> UpstreamTimeout:
         if self.ctx.first_byte_at is None:

@@ -10,6 +10,7 @@ Raises: whatever ended an answer that had begun, so that the server cuts the con
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from llmproxy import codec
 from llmproxy.cleanup import finish
@@ -61,7 +62,9 @@ class ErrorsMiddleware:
         if ctx.status is None:
             await self._answer(error, send)
             return
-        await self._last_words(ctx, error, send)
+        with suppress(TimeoutError):  # somebody who has stopped reading
+            async with asyncio.timeout(LAST_WORDS):
+                await self._last_words(ctx, error, send)
         raise error
 
     async def _answer(self, error: ProxyError, send: Send) -> None:

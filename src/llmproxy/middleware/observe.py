@@ -13,11 +13,12 @@ import re
 
 from llmproxy import clock
 from llmproxy.context import SCOPE_KEY, RequestContext
-from llmproxy.errors import Outcome
+from llmproxy.errors import ClientGone, Outcome
 from llmproxy.headers import with_headers
 from llmproxy.logs import AccessLog
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
+from llmproxy.records import Ending
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -75,8 +76,10 @@ class ObserveMiddleware:
         ended_at = clock.now()
         duration = ended_at - ctx.started_at
         outcome = outcome_of(ctx, stopped)
-        failure = ctx.failure
+        failure = ctx.failure if outcome is not Outcome.COMPLETED else None
         status = ctx.status or (failure.status if failure is not None else 0)
+        if isinstance(failure, ClientGone):
+            status = failure.status  # whatever it had been sent, it did not stay for the rest
         model = ctx.inference.model if ctx.inference is not None else None
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
         overhead = duration - ctx.waited
@@ -154,6 +157,11 @@ def outcome_of(ctx: RequestContext, stopped: bool) -> Outcome:
             return Outcome.FAILED
         refused = ctx.upstream is not None and ctx.status is not None and ctx.status >= 400
         return Outcome.REFUSED if refused else Outcome.COMPLETED
+    # Most client libraries hang up at [DONE], before the end of the body.
+    tail = ctx.tail
+    gone = isinstance(failure, ClientGone) and ctx.status is not None
+    if gone and tail is not None and tail.ending is not Ending.UNKNOWN and tail.finished():
+        return Outcome.COMPLETED
     # A failure after the beginning of an answer is another thing than one before it, except
     # that it makes no difference to a caller who left.
     if failure.outcome is Outcome.UPSTREAM_FAILED and not ctx.complete:

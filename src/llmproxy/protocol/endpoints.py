@@ -43,6 +43,8 @@ NATIVE: dict[bytes, Endpoint] = {
 
 _SEGMENT = re.compile(rb"(?:[A-Za-z0-9\-_~!$&'()*+,=:@.]|%[0-9A-Fa-f]{2})+")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+# What needs no escape and has one: `%6Dodels` is `models` for every server behind us.
+_IN_DISGUISE = re.compile(rb"%(?:2[dDeE]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF]|7[eE])")
 _MODEL_PREFIX = b"/v1/models/"
 
 
@@ -97,7 +99,7 @@ def is_normal(raw: bytes) -> bool:
 
 
 def _is_plain(segment: bytes, slash_allowed: bool) -> bool:
-    if not _SEGMENT.fullmatch(segment):
+    if not _SEGMENT.fullmatch(segment) or _IN_DISGUISE.search(segment):
         return False
     decoded = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), segment)
     try:

@@ -34,6 +34,7 @@ class Kind(Enum):
     WHOLE = auto()
     EVENTS = auto()  # server-sent events
     LINES = auto()  # newline-delimited JSON
+    ENCODED = auto()  # either of them, compressed: nothing can be read in it or put into it
 
 
 def kind_of(headers: list[Header]) -> Kind:
@@ -43,10 +44,12 @@ def kind_of(headers: list[Header]) -> Kind:
         return Kind.WHOLE
     said = said.lower()
     if said.startswith(b"text/event-stream"):
-        return Kind.EVENTS
-    if said.startswith((b"application/x-ndjson", b"application/jsonl")):
-        return Kind.LINES
-    return Kind.WHOLE
+        kind = Kind.EVENTS
+    elif said.startswith((b"application/x-ndjson", b"application/jsonl")):
+        kind = Kind.LINES
+    else:
+        return Kind.WHOLE
+    return kind if find(headers, b"content-encoding") in (None, b"identity") else Kind.ENCODED
 
 
 def response_headers(headers: list[Header], kind: Kind) -> list[Header]:
@@ -63,6 +66,8 @@ def response_headers(headers: list[Header], kind: Kind) -> list[Header]:
         named = named_by_connection(headers) - {b"content-type", b"content-length"}
         kept = [header for header in kept if header[0] not in named]
     if kind is not Kind.WHOLE:
+        # A comment or an error event would make it longer than it was said to be.
+        kept = [header for header in kept if header[0] != b"content-length"]
         present = {name for name, _ in kept}
         kept += [header for header in _STREAM_HEADERS if header[0] not in present]
         if kind is Kind.LINES and b"content-encoding" not in present:

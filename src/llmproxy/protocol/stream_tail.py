@@ -1,11 +1,13 @@
 """Tells from its last bytes whether a stream is finished, and how it can be ended.
 
-Rule 1: the bytes are looked at, never changed, and never parsed while they flow.
+Rule 1: the bytes are looked at, never changed, and never parsed while they flow: the last
+        line of an NDJSON stream is read once, when nothing more comes.
 Rule 2: what is kept is bounded, whatever the size of a chunk or of an event.
 """
 
 import re
 
+from llmproxy import codec
 from llmproxy.records import Ending
 
 KEEP = 2048  # bytes; the last events of every engine we know fit several times
@@ -15,10 +17,10 @@ MOST_CHUNKS = 8  # kept apart before they are folded into one
 # first half of CR LF CR LF, so it does not count yet.
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
-_DONE_LINE = rb"(?:^|[\r\n])data: ?\[DONE\]"
+_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 # Inside a JSON string a quote is escaped, so none of these can come out of a model's mouth.
 _FINISHED = {
-    Ending.CHAT: re.compile(rb'"finish_reason"\s*:\s*"|' + _DONE_LINE),
+    Ending.CHAT: re.compile(rb'"finish_reason"\s*:\s*"'),
     Ending.MESSAGES: re.compile(rb'"type"\s*:\s*"message_stop"'),
     # These two end in an event that carries the whole answer or its tokens, longer than
     # what is kept: they are looked for in each chunk as it passes.
@@ -34,13 +36,14 @@ _ERROR_LINE = re.compile(rb'(?:^|\n)\{\s*"error"\s*:[^\n]*\n?\Z')
 class StreamTail:
     """The last bytes of one stream."""
 
-    __slots__ = ("_parts", "_seen", "_watched", "ending")
+    __slots__ = ("_cut", "_parts", "_seen", "_watched", "ending")
 
     def __init__(self, ending: Ending) -> None:
         self.ending = ending
         self._parts: list[bytes] = []
         self._watched = _FINISHED[ending] if ending in _LONG_LAST_EVENT else None
         self._seen = False
+        self._cut = False  # the first bytes are no longer kept
 
     def note(self, chunk: bytes) -> None:
         """Take notice of a chunk that goes to the client."""
@@ -51,6 +54,7 @@ class StreamTail:
             self._seen = self._watched.search(before + chunk) is not None
         self._parts.append(chunk)
         if len(self._parts) > MOST_CHUNKS or len(chunk) > KEEP:
+            self._cut = self._is_cut()
             self._parts = [self.last(KEEP)]
 
     def last(self, size: int) -> bytes:
@@ -71,21 +75,52 @@ class StreamTail:
         end = self.last(4)
         return not end or end.endswith(_BOUNDARIES)
 
-    def finished(self) -> bool:
-        """Tell whether the stream has said that it is complete."""
+    def finished(self, *, broken: bool = False) -> bool:
+        """Tell whether the stream has said that it is complete.
+
+        Of a stream whose connection broke, `[DONE]` alone does not count: llama-cpp-python
+        sends it when it drops an answer for the sake of another request.
+        """
         if self.ending is Ending.UNKNOWN:
             return True
+        if self.ending is Ending.NDJSON:
+            return self._last_line_is_the_last()
         if self._watched is not None:
-            return self._seen
-        return _FINISHED[self.ending].search(self.last(KEEP)) is not None
+            return self._seen and self.at_boundary()
+        kept = self._kept()
+        done = self.ending is Ending.CHAT and _DONE.search(kept) is not None
+        if done and not broken:
+            return True
+        return _FINISHED[self.ending].search(kept) is not None and (done or self.at_boundary())
 
     def told_of_an_error(self) -> bool:
         """Tell whether the last thing in the stream is the model server's own error."""
-        kept = self.last(KEEP)
+        kept = self._kept()
         if self.ending is Ending.NDJSON:
             return _ERROR_LINE.search(kept) is not None
         last_event = kept.replace(b"\r\n", b"\n").rstrip(b"\n").rpartition(b"\n\n")[2]
         return _ERROR_EVENT.search(last_event) is not None
+
+    def _kept(self) -> bytes:
+        """Return what is kept, such that its beginning cannot be taken for that of a line."""
+        kept = self.last(KEEP)
+        return b"." + kept if self._is_cut() else kept
+
+    def _is_cut(self) -> bool:
+        return self._cut or sum(map(len, self._parts)) > KEEP
+
+    def _last_line_is_the_last(self) -> bool:
+        """Tell whether the last line says `done` itself: a tool's argument may be called so."""
+        kept = self._kept().rstrip(b"\r\n")
+        _, newline, line = kept.rpartition(b"\n")
+        if not newline and self._is_cut():
+            # Longer than what is kept, for it ends in the tokens of its context.
+            return self._seen and kept.endswith(b"}")
+        try:
+            said = codec.loads(line)
+        except codec.NotJson:
+            return False
+        return isinstance(said, dict) and said.get("done") is True
 
     def closing(self) -> bytes:
         """Return what closes an event or a line that was left unfinished."""

@@ -120,11 +120,15 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = 120.0
 
     def __init__(self, **values: Any) -> None:
+        faults: list[Fault] = []
         try:
             super().__init__(**values)
         except ValidationError as exc:
-            # Not chained: pydantic's error carries what it was given, secrets included.
-            raise SettingsError(_faults(exc)) from None
+            faults = _faults(exc)
+        # Raised out here: pydantic's error holds what it was given, secrets included, and
+        # must not travel along as the context of ours.
+        if faults:
+            raise SettingsError(faults)
 
     @classmethod
     def load(

@@ -22,6 +22,7 @@ from llmproxy.records import Upload, Upstream
 from llmproxy.transport.interface import Outgoing, Silence
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
+from llmproxy.transport.uploads import counted
 from llmproxy.types import Header
 
 HTTP2 = find_spec("h2") is not None
@@ -102,7 +103,7 @@ class HttpxTransport:
             await asyncio.wait([sending], timeout=await trace.sent(sending, answer))
             if not sending.done():
                 raise UpstreamTimeout(f"{self._upstream.name} did not answer within {answer:g} s.")
-            response = await self._translated(sending)
+            response = await self.translated(sending)
         except BaseException:
             self._discard(sending)
             raise
@@ -126,9 +127,9 @@ class HttpxTransport:
     def finished(self, response: httpx.Response) -> None:
         """Give back what a call has held."""
         self._active -= 1
-        self._in_background(response.aclose())
+        self._in_background(_let_go(response))
 
-    async def _translated(self, work: "Awaitable[Any]") -> Any:
+    async def translated(self, work: "Awaitable[Any]") -> Any:
         """Await something of httpx; what it raises becomes an error of ours."""
         name = self._upstream.name
         try:
@@ -147,8 +148,6 @@ class HttpxTransport:
             raise UpstreamTimeout(f"{name} stopped taking the upload.") from exc
         except (httpx.TransportError, httpx.StreamError, httpx.InvalidURL) as exc:
             raise UpstreamBroken(f"{name} closed the connection before it was done.") from exc
-
-    translated = _translated
 
     def _discard(self, sending: "asyncio.Future[httpx.Response]") -> None:
         if not sending.done():
@@ -177,12 +176,15 @@ class HttpxCall:
         self._next: asyncio.Task[bytes] | None = None
         self._over = False
         self._closed = False
+        self._failure: ProxyError | None = None
 
     @property
     def over(self) -> bool:
         return self._over
 
     async def read(self, within: float) -> bytes:
+        if self._failure is not None:
+            raise self._failure
         if self._over or self._closed:
             return b""
         if self._next is None:
@@ -191,7 +193,11 @@ class HttpxCall:
         if not self._next.done():
             raise Silence
         step, self._next = self._next, None
-        chunk: bytes = await self._transport.translated(step)
+        try:
+            chunk: bytes = await self._transport.translated(step)
+        except ProxyError as error:
+            self._failure = error
+            raise
         if not chunk:
             self._over = True
             self.close()
@@ -220,7 +226,7 @@ class _Body(httpx.AsyncByteStream):
         if isinstance(self._body, bytes):
             yield self._body
             return
-        async for piece in self._body:
+        async for piece in counted(self._body):
             if piece:
                 yield piece
 
@@ -260,6 +266,16 @@ def _framing(outgoing: Outgoing) -> list[Header]:
     if body.length is not None:
         return [(b"content-length", b"%d" % body.length)]
     return [(b"transfer-encoding", b"chunked")]
+
+
+async def _let_go(response: httpx.Response) -> None:
+    """Close an answer, and with it a connection that could hand its rest to the next caller.
+
+    h11 keeps what came behind an HTTP/1 answer and takes it for the next one.
+    """
+    if response.extensions.get("http_version", b"").startswith(b"HTTP/1"):
+        await response.extensions["network_stream"].aclose()
+    await response.aclose()
 
 
 async def _quietly(work: Any) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from llmproxy.errors import ProxyError
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Header
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 # event loop brings up to 256 KiB, so this is about what a client that stands still can hold.
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
+TINY = 0.001  # seconds; the least that a clock can be set to, 0 being for ever
 
 
 class Http1Call:
@@ -46,7 +46,7 @@ class Http1Call:
         # What came in
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
-        self._failure: ProxyError | None = None
+        self._failure: Exception | None = None
         self.complete = False
 
         # Whom it came from, and who waits for it
@@ -65,11 +65,15 @@ class Http1Call:
         return self.complete and not self._chunks
 
     async def head(self, within: float) -> None:
-        """Return once the final head is there; raise `Silence` when it does not come."""
+        """Return once the final head is there; raise `Silence` when it does not come.
+
+        The clock is not renewed by a part of it, nor by informational ones before it.
+        """
+        due = self._loop.time() + within
         while self.status == 0:
             if self._failure is not None:
                 raise self._failure
-            await self._something(within)
+            await self._something(max(due - self._loop.time(), TINY) if within else 0)
 
     async def read(self, within: float) -> bytes:
         while True:
@@ -111,7 +115,7 @@ class Http1Call:
             connection.resume_reading()
         self._stop_clock()
 
-    def fail(self, failure: ProxyError) -> None:
+    def fail(self, failure: Exception) -> None:
         """Note why nothing more will come; what came before can still be read."""
         if self._failure is None and not self.complete:
             self._failure = failure

@@ -12,9 +12,6 @@ from llmproxy.transport.interface import Outgoing, Silence
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
 
-# One engine closes an idle connection just as we write to it: what it never began to answer
-# is asked again, once, on a connection that nobody has had time to close.
-
 
 class Http1Transport:
     """HTTP/1.1 to one upstream over TCP, TLS or a unix socket."""
@@ -39,6 +36,8 @@ class Http1Transport:
         try:
             return await self._ask(connection, outgoing, answer)
         except UpstreamBroken:
+            # An engine may close an idle connection just as we write to it. What it never
+            # began to answer is asked again, once, where nobody has had time to close.
             if not reused or connection.answered or not repeatable:
                 raise
         return await self._ask(await self._obtain(connect, fresh=True), outgoing, answer)
@@ -53,13 +52,18 @@ class Http1Transport:
         if connection.closed:
             raise UpstreamBroken(f"{self._upstream.name} closed the connection.")
         call = connection.ask(outgoing)
+        unsent = None
         try:
             while True:
                 try:
                     await call.head(answer)
                     return call
                 except Silence:
-                    if not connection.sending:  # the clock of the answer runs from here
+                    # The clock of the answer runs once the request is out, and stands while
+                    # the upstream is still taking it.
+                    before, unsent = unsent, connection.unsent
+                    moving = unsent > 0 and (before is None or unsent < before)
+                    if not connection.sending and not moving:
                         raise UpstreamTimeout(
                             f"{self._upstream.name} did not answer within {answer:g} s."
                         ) from None
@@ -87,7 +91,7 @@ class Http1Transport:
         except TimeoutError as exc:
             self._pool.not_made()
             raise UpstreamTimeout(f"{name} took no connection within {connect:g} s.") from exc
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter for a name that cannot be one
             self._pool.not_made()
             raise UpstreamUnreachable(f"{name} cannot be reached.") from exc
         except BaseException:

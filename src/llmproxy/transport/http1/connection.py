@@ -10,11 +10,12 @@ from typing import Protocol, cast
 
 import httptools
 
-from llmproxy.errors import ProxyError, UpstreamBroken, UpstreamTimeout
+from llmproxy.errors import UpstreamBroken, UpstreamTimeout
 from llmproxy.records import Upload
 from llmproxy.transport.http1.call import Http1Call
-from llmproxy.transport.http1.head import Framing, framing_of, write_head
+from llmproxy.transport.http1.head import Framing, framing_of, head_size, write_head
 from llmproxy.transport.interface import Outgoing
+from llmproxy.transport.uploads import counted
 from llmproxy.types import Header
 
 MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead included
@@ -103,6 +104,13 @@ class Connection(asyncio.Protocol):
         """Whether an upload is still on its way."""
         return self._sender is not None and not self._sender.done()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of the request that the upstream has not taken yet."""
+        if self._transport is None or self.closed:
+            return 0
+        return self._transport.get_write_buffer_size()
+
     def abandon(self) -> None:
         """Close at once; the call that it carried is over."""
         self._call = None
@@ -130,6 +138,7 @@ class Connection(asyncio.Protocol):
             self.abandon()
             return
         self._overhead += len(data)
+        before = self._framing
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -142,6 +151,9 @@ class Connection(asyncio.Protocol):
             self._surplus = True
         if self._framing is Framing.INVALID:
             self._break(call, "sent a head that can be read in two ways")
+            return
+        if before is None and len(data) > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
+            self._break(call, "sent a head that is too long")
             return
         pieces = self._pieces
         if pieces:
@@ -191,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._framing is None:  # else it is a trailer, and those are dropped
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self._parsed or self._framing is not None:
@@ -251,7 +263,7 @@ class Connection(asyncio.Protocol):
         assert transport is not None
         chunked = upload.length is None
         try:
-            async for piece in upload:
+            async for piece in counted(upload):
                 if piece:
                     transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                 while self._writable is not None and not self._lost:
@@ -264,7 +276,7 @@ class Connection(asyncio.Protocol):
         except TimeoutError:
             call.fail(UpstreamTimeout(f"{self._name} stopped taking the upload."))
             transport.abort()
-        except ProxyError as error:
+        except Exception as error:
             # Too large, too slow, or gone: the caller's side of it failed, and half a
             # request must not look like a whole one.
             call.fail(error)

@@ -46,6 +46,11 @@ def framing_of(status: int, headers: list[Header], to_head: bool) -> tuple[Frami
     return Framing.CLOSE, False
 
 
+def head_size(headers: list[Header]) -> int:
+    """Return about how many bytes a head has taken on the wire."""
+    return sum(len(name) + len(value) + 4 for name, value in headers)
+
+
 def write_head(outgoing: Outgoing) -> bytes:
     """Return the head of a request, its framing included."""
     body = outgoing.body
