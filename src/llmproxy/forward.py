@@ -1,6 +1,6 @@
 """The end of the chain: one attempt against one server.
 
-Reads:  body, endpoint, engine_id, fields, inference, path, started_at, upstream
+Reads:  body, endpoint, engine_id, fields, inference, path, started_at
 Writes: attempts, upstream, waited
 Raises: ClientGone, InvalidRequest, NoUpstream, UpstreamAuth
 """

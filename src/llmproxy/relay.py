@@ -4,7 +4,7 @@ The commit point is the first byte of the body. Until it nothing was sent, and t
 could be replaced by another; after it an answer is completed truthfully or ends in an error.
 A keep-alive comment commits the status and the headers, not the content.
 
-Reads:  (nothing)
+Reads:  first_byte_at, upstream
 Writes: chunks, first_byte_at, tail
 Raises: UpstreamBroken, UpstreamTimeout
 """

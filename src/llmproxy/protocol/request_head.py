@@ -50,6 +50,9 @@ def request_headers(
         kept.append(header)
     if named is not None and (tokens := _tokens(named)):
         kept = [kept[0], *(header for header in kept[1:] if header[0] not in tokens)]
+    if upstream.credentials:
+        ours = {name for name, _ in upstream.credentials}
+        kept = [header for header in kept if header[0] not in ours]
     kept.append((b"accept-encoding", b"identity"))
     kept.append((b"x-request-id", request_id.encode()))
     kept += origin

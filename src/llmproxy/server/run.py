@@ -3,12 +3,14 @@
 import asyncio
 import gc
 import logging
+import resource
 import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -23,6 +25,9 @@ from llmproxy.settings import Settings
 
 STDOUT = 1
 BACKLOG = 2048
+FOR_EVER = float("inf")
+OWN_DESCRIPTORS = 64  # listening sockets, log, event loop, libraries
+PLENTY = 1_000_000  # descriptors; where there is no limit, some other one comes first
 
 log = logging.getLogger("llmproxy")
 
@@ -48,8 +53,8 @@ class Server(uvicorn.Server):
             print(banner(self.app.settings, self._address()), file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn takes only a second SIGINT for an order to end at once.
-        self._captured_signals.append(sig)
+        # uvicorn takes only a second SIGINT for an order to end at once. It also raises each
+        # signal again at its end, which would kill us after a clean stop; so none is noted.
         if self.should_exit:
             self.force_exit = True
         else:
@@ -86,10 +91,25 @@ def run(settings: Settings, *, warnings: Sequence[str] = ()) -> int:
 def bounds_of(settings: Settings) -> Bounds:
     """Return what a client may do."""
     return Bounds(
-        body_timeout=settings.timeout_body,
-        write_timeout=settings.timeout_write,
+        head_timeout=settings.timeout_head or FOR_EVER,
+        body_timeout=settings.timeout_body or FOR_EVER,
+        write_timeout=settings.timeout_write or FOR_EVER,
         idle_timeout=settings.timeout_keepalive,
+        connections=settings.max_connections or most_connections(),
     )
+
+
+def most_connections() -> int:
+    """Return how many clients the descriptor limit has room for, after raising it.
+
+    Each of them may need a second descriptor, towards an upstream.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(1, (min(soft, PLENTY) - OWN_DESCRIPTORS) // 2)
 
 
 def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
@@ -112,5 +132,5 @@ def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=int(settings.timeout_keepalive),
-        timeout_graceful_shutdown=int(settings.drain_timeout),
+        timeout_graceful_shutdown=cast("int", settings.drain_timeout),  # a fraction works too
     )

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     timeout_answer: Seconds = 600.0
     timeout_idle: Seconds = 60.0
     timeout_total: Seconds = 0.0
+    timeout_head: Seconds = 10.0
     timeout_body: Seconds = 60.0
     timeout_write: Seconds = 60.0
     timeout_keepalive: Annotated[
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     keepalive_comments: Seconds = 15.0
     max_body: Size = 32 * MIB
     max_upload: Size = 512 * MIB
+    max_connections: Annotated[int, PlainValidator(scalars.count(0, 10_000_000))] = 0
     middleware: Annotated[tuple[str, ...], PlainValidator(layers.middleware)] = ()
     cors_origins: Annotated[tuple[str, ...], PlainValidator(addresses.origins)] = ()
     log_level: Annotated[

@@ -73,15 +73,14 @@ class Http1Transport:
 
     async def _obtain(self, connect: float, *, fresh: bool) -> Connection:
         """Return a connection to ask on: a new one, or an idle one unless `fresh`."""
-        while True:
-            if fresh:
-                self._pool.make_room()
-            granted = await self._pool.place()
-            if granted is None:
-                return await self._dial(connect)
+        if fresh:
+            self._pool.make_room()
+        granted = await self._pool.place()
+        if granted is not None:
             if not fresh and not granted.closed:
                 return granted
-            granted.abandon()  # its place comes back to the pool, and we ask again
+            self._pool.take_place_of(granted)
+        return await self._dial(connect)
 
     async def _dial(self, connect: float) -> Connection:
         name = self._upstream.name

@@ -118,6 +118,13 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def shut(self) -> None:
+        """Close at once, and tell whoever waits for the call."""
+        call = self._call
+        self.abandon()
+        if call is not None:
+            call.fail(UpstreamBroken(f"The way to {self._name} was closed."))
+
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()

@@ -80,6 +80,11 @@ class Pool:
         if self._idle and 0 < self._limits.connections <= self._taken:
             self._idle.pop(0).abandon()
 
+    def take_place_of(self, connection: Connection) -> None:
+        """Close a connection and keep its place for a new one."""
+        self._all.discard(connection)
+        connection.abandon()
+
     # Giving back
 
     def made(self, connection: Connection) -> None:
@@ -116,7 +121,7 @@ class Pool:
             self._sweeper.cancel()
         self._idle.clear()
         for connection in list(self._all):
-            connection.abandon()
+            connection.shut()
         for grant in self._waiting:
             if not grant.done():
                 grant.set_exception(Overloaded("The proxy is stopping.", retry_after=RETRY_AFTER))
