@@ -32,6 +32,10 @@ test-engines: .venv/dev .venv/installed ## real engines behind the proxy (builds
 	$(BIN)/python -m tests.engines.setup
 	$(BIN)/python -m pytest tests/engines
 
+bench: .venv/dev .venv/installed ## the proxy beside nginx and others (sets the others up first; some 12 minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check matplotlib
+	$(BIN)/python -m benchmarks.load --write-results
+
 lock: .venv/dev ## write the versions of all dependencies down anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header \

@@ -10,7 +10,8 @@ upstream has answered for it, and only so many of them.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -32,7 +33,18 @@ _GAP = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0,
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0)
 _LAG = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
+_BOUNDS = {
+    "llmproxy_request_duration_seconds": _WAIT,
+    "llmproxy_time_to_first_token_seconds": _WAIT,
+    "llmproxy_inter_token_seconds": _GAP,
+    "llmproxy_overhead_seconds": _OVERHEAD,
+    "llmproxy_event_loop_lag_seconds": _LAG,
+}
+
 Labels = tuple[str, ...]
+
+State = dict[str, list[tuple[list[str], Any]]]
+"""All tables as they travel between processes: by name, rows of labels and value."""
 
 
 class Distribution:
@@ -49,6 +61,11 @@ class Distribution:
         """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def merge(self, counts: Sequence[int], total: float) -> None:
+        """Take in what somebody else has counted."""
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
+        self.sum += total
 
     def cumulated(self) -> list[tuple[str, float]]:
         """Return the buckets as Prometheus has them: each with all below it."""
@@ -75,8 +92,8 @@ class Metrics:
         self._overhead = Distribution(_OVERHEAD)
         self._lag = Distribution(_LAG)
         self._models: set[str] = set()
-        self._registry = CollectorRegistry()
-        self._registry.register(_Tables(self))
+        self.others: Callable[[], list[State]] = list
+        """Where the tables of other workers come from; nobody else's without any."""
 
     def inflight(self, change: int) -> None:
         """Count a request in or out."""
@@ -124,8 +141,46 @@ class Metrics:
         self._lag.add(seconds)
 
     def render(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Return everything in Prometheus' text format, over all workers."""
+        total = Metrics()
+        total.add(self.state(), alive=True)
+        for state in self.others():
+            total.add(state, alive=True)
+        registry = CollectorRegistry()
+        registry.register(_Tables(total))
+        return generate_latest(registry)
+
+    def state(self) -> State:
+        """Return all tables as they travel between processes."""
+        state: State = {}
+        for name, _, _, counts in (*self.counters(), *self.gauges()):
+            state[name] = [(list(labels), count) for labels, count in counts.items()]
+        for name, _, _, spread in self.distributions():
+            state[name] = [
+                (list(labels), [each.counts, each.sum]) for labels, each in spread.items()
+            ]
+        return state
+
+    def add(self, state: State, *, alive: bool) -> None:
+        """Take in the tables of another worker; of one that has ended only what adds up."""
+        for name, _, _, counts in self.counters():
+            for labels, count in state.get(name, ()):
+                counts[tuple(labels)] = counts.get(tuple(labels), 0) + count
+        for name, _, _, spread in self.distributions():
+            for labels, (buckets, total) in state.get(name, ()):
+                key = tuple(labels)
+                if key not in spread:
+                    spread[key] = Distribution(_BOUNDS[name])
+                spread[key].merge(buckets, total)
+        if alive:
+            for _, count in state.get("llmproxy_inflight_requests", ()):
+                self._inflight += count
+            for labels, count in state.get("llmproxy_upstream_inflight", ()):
+                self._upstream_inflight[tuple(labels)] += count
+            for labels, up in state.get("llmproxy_upstream_up", ()):
+                # Each worker has its own last probe; one that got an answer got one.
+                key = tuple(labels)
+                self._upstream_up[key] = max(up, self._upstream_up.get(key, 0))
 
     def _learn(self, model: str | None) -> None:
         if model is not None and len(self._models) < MOST_MODELS and len(model) <= LONGEST_MODEL:

@@ -1,6 +1,7 @@
 """`llmproxy serve`: run the proxy."""
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with demo_process() as url:
-            configured = loaded({"upstreams": f"demo={url}"})
+            # Where the workers will find it, too.
+            os.environ["LLMPROXY_UPSTREAMS"] = f"demo={url}"
+            configured = loaded()
             if configured is None:
                 return BAD_CONFIGURATION
             return _until_signal(configured)

@@ -114,8 +114,9 @@ def _origin(
         (b"x-forwarded-proto", proto),
         (b"via", via),
     ]
-    if address:
-        result.append((b"x-forwarded-for", b"%b, %b" % (chain, address) if chain else address))
+    # A peer on a unix socket has no address; what it says of those before it still counts.
+    if hops := b", ".join(each for each in (chain, address) if each):
+        result.append((b"x-forwarded-for", hops))
     return result
 
 

@@ -24,6 +24,7 @@ class Connections:
     requests it guards."""
 
     def __init__(self, most: int) -> None:
+        self.closing = False  # the server drains: whoever still comes is told so
         self._most = most
         self._all: set[Clocked] = set()
         self._idle: OrderedDict[Clocked, None] = OrderedDict()  # the longest idle first
@@ -33,14 +34,20 @@ class Connections:
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, connection: Clocked) -> None:
-        """Take a new connection; it is idle until it says something."""
-        if self._most and len(self._all) >= self._most and self._idle:
+    def add(self, connection: Clocked) -> bool:
+        """Take a new connection, in the place of the longest idle one when there are too many.
+
+        False when every other one is busy: then this one has to go.
+        """
+        if self._most and len(self._all) >= self._most:
+            if not self._idle:
+                return False
             oldest, _ = self._idle.popitem(last=False)
             oldest.close_idle()
         self._all.add(connection)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
+        return True
 
     def idle(self, connection: Clocked) -> None:
         """Note that nothing is under way on a connection."""
@@ -56,10 +63,9 @@ class Connections:
         self._idle.pop(connection, None)
 
     def _tick(self) -> None:
-        self._timer = None
+        # First of all: whatever goes wrong with one of them, the others keep their clocks.
+        self._timer = self._loop.call_later(TICK, self._tick) if self._all else None
         now = self._loop.time()
         for connection in list(self._all):
             if now >= connection.deadline:
                 connection.look(now)
-        if self._all:
-            self._timer = self._loop.call_later(TICK, self._tick)

@@ -73,6 +73,16 @@ class Exchange:
         self.task: asyncio.Task[None] | None = None
         self._cancels = False
 
+    @property
+    def committed(self) -> bool:
+        """Whether bytes of the answer have gone out."""
+        return self.started and self._head is None
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection tells that the answer is complete."""
+        return not self._chunked and self._left is None and not self._bodyless
+
     # The app
 
     async def run(self, app: ASGIApp) -> None:
@@ -81,12 +91,16 @@ class Exchange:
             await app(self.scope, self.receive, self.send)
         except ProxyError:
             pass  # an answer that cannot be finished: raised only so that it is cut here
+        except asyncio.CancelledError:
+            if not self.complete and not self.gone:
+                self._leave_unfinished(503, "draining", "The server is shutting down.")
+            raise
         except Exception:
             if not self.gone:
                 log.exception("the app failed")
         finally:
             if not self.complete and not self.gone:
-                self._leave_unfinished()
+                self._leave_unfinished(500, "internal_error", "The server failed to answer.")
 
     def cancel_when_gone(self, wanted: bool) -> None:
         """Have the running task cancelled as soon as the client hangs up, or no more."""
@@ -116,6 +130,7 @@ class Exchange:
         self._pieces.clear()
         self._buffered = 0
         self._body_taken = self.body_complete
+        self._protocol.resume_reading()  # or nobody would notice that the client leaves
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
     async def send(self, message: Message) -> None:
@@ -131,8 +146,8 @@ class Exchange:
         elif kind == "http.response.start":
             if self.started:
                 raise BrokenAnswer("the answer was begun twice")
-            self.started = True
             self._begin(message["status"], message.get("headers", ()))
+            self.started = True
 
     # The connection
 
@@ -148,6 +163,7 @@ class Exchange:
     def end_body(self) -> None:
         """Note that the body is complete."""
         self.body_complete = True
+        self._protocol.body_arrived()
         self._wake()
 
     def hang_up(self) -> None:
@@ -175,8 +191,13 @@ class Exchange:
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._protocol.date()]
         counted: int | None = None
         for name, value in headers:
+            name = name.lower()
             if name == b"content-length":
+                if counted is not None or not value.isdigit():
+                    raise BrokenAnswer("the Content-Length of the answer is malformed")
                 counted = int(value)
+                if status == 204:
+                    continue
             elif name in (b"connection", b"transfer-encoding"):
                 if name == b"connection" and b"close" in value.lower():
                     self.keep_alive = False
@@ -225,13 +246,13 @@ class Exchange:
             self._wake()
             self._protocol.answered(self)
 
-    def _leave_unfinished(self) -> None:
-        if not self.started or self._head is not None:
+    def _leave_unfinished(self, status: int, code: str, message: str) -> None:
+        if not self.committed:
             self._head = None
-            self._protocol.refuse(500, "internal_error", "The server failed to answer.")
+            self._protocol.refuse(status, code, message)
             return
         # Where the end of the connection is the end of the answer, only a reset tells.
-        self._protocol.cut(reset=not self._chunked and self._left is None)
+        self._protocol.cut(reset=self.ends_with_connection)
 
 
 def refusal(

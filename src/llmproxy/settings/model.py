@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from llmproxy.records import Clocks, Upstream
 from llmproxy.settings import addresses, layers, scalars
-from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, cut, refuse
+from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, cut
 from llmproxy.settings.texts import as_text
 from llmproxy.settings.upstream_options import why_no_certificate
 from llmproxy.settings.upstreams import Given, read_upstreams
@@ -49,13 +49,6 @@ def _admin_key(given: object) -> SecretStr:
     return SecretStr(
         scalars.admin_key(given.get_secret_value() if isinstance(given, SecretStr) else given)
     )
-
-
-def _workers(given: object) -> int:
-    workers = scalars.count(1, 1024)(given)
-    if workers > 1:
-        raise refuse(given, f"more than one worker is {NOT_IN_THIS_VERSION}")
-    return workers
 
 
 def _auth(given: object) -> str | None:
@@ -90,7 +83,7 @@ class Settings(BaseSettings):
     upstreams: Annotated[tuple[Upstream, ...], PlainValidator(_upstreams)] = ()
     host: Annotated[str, PlainValidator(addresses.listen_host)] = "127.0.0.1"
     port: Annotated[int, PlainValidator(scalars.count(0, 65535))] = 4000
-    workers: Annotated[int, PlainValidator(_workers)] = 1
+    workers: Annotated[int, PlainValidator(scalars.count(1, 1024))] = 1
     tls_cert: File = None
     tls_key: File = Field(default=None, validate_default=True)
     auth: Annotated[str, PlainValidator(_auth)] = Field(default=None, validate_default=True)

@@ -52,18 +52,17 @@ class Http1Transport:
         if connection.closed:
             raise UpstreamBroken(f"{self._upstream.name} closed the connection.")
         call = connection.ask(outgoing)
-        unsent = None
+        unsent = connection.unsent
         try:
             while True:
                 try:
                     await call.head(answer)
                     return call
                 except Silence:
-                    # The clock of the answer runs once the request is out, and stands while
-                    # the upstream is still taking it.
+                    # The upstream has its whole time from when the request is out, and as
+                    # long as it is still taking it there is no hurry.
                     before, unsent = unsent, connection.unsent
-                    moving = unsent > 0 and (before is None or unsent < before)
-                    if not connection.sending and not moving:
+                    if unsent == 0 == before or (unsent and unsent == before):
                         raise UpstreamTimeout(
                             f"{self._upstream.name} did not answer within {answer:g} s."
                         ) from None

@@ -105,10 +105,12 @@ class Connection(asyncio.Protocol):
         return self._sender is not None and not self._sender.done()
 
     @property
-    def unsent(self) -> int:
-        """Bytes of the request that the upstream has not taken yet."""
+    def unsent(self) -> float:
+        """How much the upstream has not taken yet: bytes, and of an upload who knows what."""
         if self._transport is None or self.closed:
             return 0
+        if self.sending:
+            return float("nan")  # has a clock of its own, and equals nothing that was before
         return self._transport.get_write_buffer_size()
 
     def abandon(self) -> None:

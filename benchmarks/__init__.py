@@ -1,0 +1,1 @@
+"""What llmproxy costs, measured."""

@@ -1,0 +1,181 @@
+"""The requests of one connection: bytes to heads and bodies, one after the other.
+
+Rule 1: a head is judged as a whole, and by its own bytes too: see `head_rules`.
+Rule 2: one request at a time. What comes behind it is not kept and never read as another.
+"""
+
+from typing import Protocol
+
+import httptools
+
+from llmproxy.server.bounds import Bounds
+from llmproxy.server.head_rules import Head, Refusal, check_head
+from llmproxy.types import Header
+
+# A chunk costs its size and two line ends; what comes on top of that is nobody's need.
+FRAMING = 16
+
+
+class Incoming(Protocol):
+    """The request whose body is being read."""
+
+    body_complete: bool
+    keep_alive: bool
+
+    def feed(self, body: bytes) -> None:
+        """Take a piece of the body."""
+
+    def end_body(self) -> None:
+        """Note that the body is complete."""
+
+
+class Owner(Protocol):
+    """The connection, as far as it is seen from here."""
+
+    def begin(self, head: Head, method: bytes) -> Incoming:
+        """Start a request."""
+
+
+class RequestReader:
+    """Feeds the parser and holds what it says against the bounds."""
+
+    def __init__(self, owner: Owner, bounds: Bounds) -> None:
+        self._owner = owner
+        self._bounds = bounds
+        self._parser = httptools.HttpRequestParser(self)
+        self._request: Incoming | None = None
+        self._refusal: Refusal | None = None
+        self.more_behind = False  # bytes came that do not belong to the request
+
+        self.in_head = False
+        self.heard = False  # a byte of the head that comes in
+        self._raw = b""  # the head as it came
+        self._target = b""
+        self._headers: list[Header] = []
+        self._overhead = 0  # bytes that were not content
+
+    def begin_head(self) -> None:
+        """Expect a new request."""
+        self._request = None
+        self.in_head = True
+        self.heard = False
+        self._raw = b""
+        self._target = b""
+        self._headers = []
+        self._overhead = 0
+
+    def feed(self, data: bytes) -> Refusal | None:
+        """Read on; what is returned ends the connection."""
+        if self.in_head:
+            self.heard = True
+            self._raw = self._raw + data if self._raw else data
+        self._overhead += len(data)
+        self._parse(data)
+        if self._overhead > self._bounds.head and self._refusal is None:
+            self._weigh()
+        return self._refusal
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._go_on_without_upgrade(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            if self._request is not None and self._request.body_complete:
+                self._note_more()  # nonsense behind a request that was none
+            else:
+                self._refuse(400, "This is not a valid HTTP request.")
+
+    def _weigh(self) -> None:
+        if self.in_head:
+            self._refuse(431, "The request head is too large.")
+            return
+        unfinished = self._request is not None and not self._request.body_complete
+        if unfinished and self._overhead > self._bounds.overhead:
+            self._refuse(400, "The body's framing is larger than its content.")
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._refusal = self._refusal or Refusal(status, "invalid_request", message)
+
+    def _note_more(self) -> None:
+        self.more_behind = True
+        if self._request is not None:
+            self._request.keep_alive = False
+
+    # From the parser
+
+    def on_message_begin(self) -> None:
+        if not self.in_head:
+            self._note_more()
+
+    def on_url(self, url: bytes) -> None:
+        if self.in_head:
+            self._target += url
+            if len(self._target) > self._bounds.target:
+                self._refuse(414, "The request target is too long.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_head:
+            return  # a trailer: nobody here gives them a meaning
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > self._bounds.fields or len(name) + len(value) > self._bounds.field:
+            self._refuse(431, "The request head is too large.")
+
+    def on_headers_complete(self) -> None:
+        if not self.in_head or self._refusal is not None:
+            return
+        self.in_head = False
+        raw, self._raw = self._raw, b""
+        parser = self._parser
+        method = parser.get_method()
+        try:
+            # Looked for only where a head could be too long: it may have come in one piece.
+            if self._overhead > self._bounds.head and _head_size(raw) > self._bounds.head:
+                raise Refusal(431, "invalid_request", "The request head is too large.")
+            version = parser.get_http_version()
+            head = check_head(raw, method, self._target, version, self._headers)
+        except Refusal as refused:
+            self._refusal = refused
+            return
+        self._request = self._owner.begin(head, method)
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = max(0, self._overhead - len(body) - FRAMING)
+        request = self._request
+        if request is not None and not request.body_complete:
+            request.feed(body)
+
+    def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return  # it is not complete, the parser just stops here; see _parse
+        request = self._request
+        if request is not None and not request.body_complete:
+            request.end_body()
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read a request that wants another protocol as the plain one that it also is.
+
+        The parser stops behind such a head, where the other protocol would begin; curl
+        sends `Upgrade: h2c` with a POST and its body.
+        """
+        request = self._request
+        if request is None or self._refusal is not None:
+            return
+        if request.body_complete:
+            self._note_more()
+            return
+        request.keep_alive = False
+        headers = dict(self._headers)
+        length = headers.get(b"content-length", b"0")
+        chunked = b"transfer-encoding" in headers
+        framing = b"transfer-encoding: chunked" if chunked else b"content-length: " + length
+        self._parser = httptools.HttpRequestParser(self)
+        self._parse(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+        self.more_behind = False  # that was the head that we made up
+        request.keep_alive = False
+        if rest:
+            self._parse(rest)
+
+
+def _head_size(raw: bytes) -> int:
+    return raw.lstrip(b"\r\n").find(b"\r\n\r\n") + 4

@@ -1,0 +1,13 @@
+"""Every test of this folder runs on uvicorn's own client connections and on ours."""
+
+import pytest
+
+from tests.support.rig import Connection, serve_with
+
+
+@pytest.fixture(autouse=True, params=Connection, ids=lambda each: each.value)
+def connection(request: pytest.FixtureRequest) -> Connection:
+    """Whose client connections the proxies of a test are served with."""
+    chosen: Connection = request.param
+    serve_with(chosen)
+    return chosen

@@ -1,0 +1,186 @@
+"""Taking the body out of the request."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from llmproxy.context import RequestContext
+from llmproxy.errors import (
+    ClientGone,
+    InvalidJson,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedEncoding,
+)
+from llmproxy.middleware.body import BodyMiddleware
+from llmproxy.protocol.endpoints import CHAT, OTHER
+from llmproxy.records import Endpoint, InferenceRequest
+from llmproxy.types import Header, Receive, Scope, Send
+from llmproxy.upload import IncomingUpload
+from tests.support.asgi import Exchange, drive
+from tests.support.builders import make_context
+
+JSON: Header = (b"content-type", b"application/json")
+CHUNKED: Header = (b"transfer-encoding", b"chunked")
+
+
+def length(size: int) -> Header:
+    return (b"content-length", b"%d" % size)
+
+
+async def take(
+    body: bytes | Sequence[bytes],
+    headers: list[Header],
+    *,
+    endpoint: Endpoint = CHAT,
+    within: float = 5,
+    **options: Any,
+) -> tuple[RequestContext, Exchange]:
+    """Return what the layer has put into the context, and what became of the request."""
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    layer = BodyMiddleware(inside, max_body=100, max_upload=200, within=within)
+    ctx = make_context(endpoint=endpoint, body=None, inference=None, fields=dict(headers))
+    return ctx, await drive(layer, ctx=ctx, headers=headers, body=body, **options)
+
+
+async def test_json_is_read_and_understood() -> None:
+    """Those further in get the bytes and what they ask for."""
+    body = b'{"model":"m","stream":true}'
+
+    ctx, _ = await take(body, [JSON, length(len(body))])
+
+    assert ctx.body == body
+    assert ctx.inference == InferenceRequest(model="m", stream=True)
+
+
+async def test_a_body_in_one_piece_is_not_copied() -> None:
+    """The very bytes that the server handed over go on."""
+    body = b'{"model":"m"}'
+
+    ctx, _ = await take(body, [JSON, length(len(body))])
+
+    assert ctx.body is body
+
+
+async def test_pieces_are_put_together() -> None:
+    """However many messages they come in."""
+    ctx, _ = await take([b'{"a"', b":1", b"}", b""], [JSON, CHUNKED])
+
+    assert ctx.body == b'{"a":1}'
+
+
+async def test_a_request_without_a_body_has_an_empty_one() -> None:
+    """GET asks for nothing by its body; nothing is read."""
+    ctx, seen = await take(b"", [], endpoint=OTHER, method="GET")
+
+    assert ctx.body == b""
+    assert ctx.inference == InferenceRequest()
+    assert seen.taken == 0
+
+
+async def test_what_is_too_large_by_its_own_word_is_not_read() -> None:
+    """Not a byte of it."""
+    _, seen = await take(b"x" * 101, [JSON, length(101)])
+
+    assert isinstance(seen.raised, RequestTooLarge)
+    assert seen.taken == 0
+
+
+async def test_what_turns_out_too_large_is_read_no_further() -> None:
+    """The piece that goes over the limit is the last."""
+    _, seen = await take([b"x" * 60, b"x" * 60, b"x" * 60], [JSON, CHUNKED])
+
+    assert isinstance(seen.raised, RequestTooLarge)
+    assert seen.taken == 2
+
+
+async def test_compressed_json_is_refused_unread() -> None:
+    """It would have to be inflated to be judged."""
+    _, seen = await take(b"{}", [JSON, length(2), (b"content-encoding", b"br")])
+
+    assert isinstance(seen.raised, UnsupportedEncoding)
+    assert seen.taken == 0
+
+
+async def test_json_that_is_none_is_refused() -> None:
+    """Where only JSON can be asked."""
+    _, seen = await take(b"{", [JSON, length(1)])
+
+    assert isinstance(seen.raised, InvalidJson)
+
+
+async def test_a_body_that_does_not_come_is_given_up() -> None:
+    """One clock for all of it."""
+    never = asyncio.Event()
+
+    _, seen = await take(
+        [b"{", b"}"],
+        [JSON, CHUNKED],
+        within=0.05,
+        body_when=lambda number: never if number == 1 else None,
+    )
+
+    assert isinstance(seen.raised, RequestTimeout)
+
+
+async def test_a_client_that_leaves_in_its_body_has_gone() -> None:
+    """Half a request is none."""
+    _, seen = await take([b'{"a":', b"1}"], [JSON, CHUNKED], leave_in_body=1)
+
+    assert isinstance(seen.raised, ClientGone)
+
+
+async def test_what_is_not_json_is_left_to_come_in() -> None:
+    """Nothing of it is read before somebody wants it."""
+    ctx, seen = await take(
+        [b"RIFF", b"data"], [(b"content-type", b"audio/wav"), CHUNKED], endpoint=OTHER
+    )
+
+    assert isinstance(ctx.body, IncomingUpload)
+    assert ctx.inference == InferenceRequest()
+    assert seen.taken == 0
+
+
+async def test_a_form_is_read_as_far_as_its_model() -> None:
+    """And no further."""
+    field = b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
+
+    ctx, seen = await take(
+        [field, b"--b\r\n...", b"..."],
+        [(b"content-type", b"multipart/form-data; boundary=b"), CHUNKED],
+        endpoint=OTHER,
+    )
+
+    assert ctx.inference == InferenceRequest(model="whisper")
+    assert seen.taken == 1
+
+
+async def test_an_upload_too_large_by_its_own_word_is_refused() -> None:
+    """Not a byte of it is read."""
+    _, seen = await take(b"", [(b"content-type", b"audio/wav"), length(201)], endpoint=OTHER)
+
+    assert isinstance(seen.raised, RequestTooLarge)
+    assert seen.taken == 0
+
+
+async def test_http_2_says_nothing_of_a_body_and_has_one() -> None:
+    """Neither length nor coding stands in its head."""
+    ctx, _ = await take(b'{"model":"m"}', [JSON], http_version="2")
+
+    assert ctx.body == b'{"model":"m"}'
+
+
+@pytest.mark.parametrize(
+    "kind", [b"application/json; charset=utf-8", b"APPLICATION/JSON", b"application/vnd.api+json"]
+)
+async def test_json_has_many_names(kind: bytes) -> None:
+    """Parameters and case do not make it something else."""
+    ctx, _ = await take(b'{"model":"m"}', [(b"content-type", kind), length(13)], endpoint=OTHER)
+
+    assert ctx.inference == InferenceRequest(model="m")

@@ -1,0 +1,340 @@
+"""One context, one log line and one set of measurements per request."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmproxy.context import RequestContext, get_context
+from llmproxy.errors import ClientGone, InvalidJson, UpstreamBroken, UpstreamTimeout
+from llmproxy.metrics import Metrics
+from llmproxy.middleware.observe import ObserveMiddleware
+from llmproxy.protocol.stream_tail import StreamTail
+from llmproxy.protocol.trust import TrustedProxies
+from llmproxy.records import Ending, InferenceRequest
+from llmproxy.types import ASGIApp, Header, Receive, Scope, Send
+from tests.support.asgi import Exchange, cancel_in_flight, drive
+from tests.support.rig import KeptLog, sample
+
+
+class Observed:
+    """An app under observation, and what was written down about it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.log = KeptLog()
+        self.metrics = Metrics()
+        self.app = ObserveMiddleware(
+            app, metrics=self.metrics, access_log=self.log, trusted_proxies=TrustedProxies()
+        )
+
+    async def drive(self, **options: Any) -> Exchange:
+        return await drive(self.app, **options)
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The one line that was written."""
+        assert len(self.log.lines) == 1
+        return self.log.lines[0]
+
+    def counted(self, **labels: str) -> float:
+        named = {"model": "", "upstream": "", **labels}
+        return sample(self.metrics.render(), "llmproxy_requests_total", **named)
+
+
+def answering(
+    status: int = 200,
+    chunks: tuple[bytes, ...] = (b"a", b"bc"),
+    *,
+    complete: bool = True,
+    note: Callable[[RequestContext], None] = lambda ctx: None,
+) -> ASGIApp:
+    """Return an app that notes something in the context and answers."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        note(get_context(scope))
+        await send({"type": "http.response.start", "status": status, "headers": [(b"x-a", b"1")]})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return app
+
+
+def from_engine(ctx: RequestContext) -> None:
+    ctx.upstream = "gpu1"
+    ctx.attempts = 1
+
+
+async def test_a_whole_answer_is_completed() -> None:
+    """The line says who asked for what, what came of it, and how much it was."""
+    observed = Observed(answering(note=from_engine))
+
+    await observed.drive(path="/v1/chat/completions")
+
+    line = observed.line
+    assert line["event"] == "request"
+    assert (line["method"], line["path"]) == ("POST", "/v1/chat/completions")
+    assert (line["status"], line["outcome"], line["code"]) == (200, "completed", None)
+    assert (line["upstream"], line["attempts"], line["bytes"]) == ("gpu1", 1, 3)
+    assert line["client"] == "192.0.2.7"
+    assert observed.counted(upstream="gpu1", status="200", outcome="completed") == 1
+
+
+async def test_an_engines_error_is_refused_not_failed() -> None:
+    """Nothing went wrong with the proxy or the server: it said no."""
+    observed = Observed(answering(status=400, note=from_engine))
+
+    await observed.drive()
+
+    assert observed.line["outcome"] == "refused"
+
+
+def failing(error: Exception) -> Callable[[RequestContext], None]:
+    def note(ctx: RequestContext) -> None:
+        ctx.failure = error  # type: ignore[assignment]  # always a ProxyError
+
+    return note
+
+
+@pytest.mark.parametrize(
+    ("error", "complete", "status", "outcome"),
+    [
+        (InvalidJson("no"), True, 400, "rejected"),
+        (UpstreamBroken("no"), True, 502, "upstream_failed"),
+        (UpstreamTimeout("no"), False, 200, "stream_broken"),
+        (ClientGone("no"), False, 499, "client_gone"),
+    ],
+    ids=["rejected", "upstream_failed", "stream_broken", "client_gone"],
+)
+async def test_each_ending_has_its_word(
+    error: Exception, complete: bool, status: int, outcome: str
+) -> None:
+    """The same word in the log and in the metrics, and the code of what went wrong."""
+    sent = status if complete else 200
+    observed = Observed(answering(status=sent, complete=complete, note=failing(error)))
+
+    await observed.drive()
+
+    assert observed.line["outcome"] == outcome
+    assert observed.line["status"] == status
+    assert observed.line["code"] == getattr(error, "code", None)
+    assert observed.counted(status=str(status), outcome=outcome) == 1
+
+
+async def test_who_left_before_an_answer_is_a_499() -> None:
+    """Nothing was sent, so there is no other status."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        get_context(scope).failure = ClientGone("no")
+
+    observed = Observed(app)
+
+    await observed.drive()
+
+    assert observed.line["status"] == 499
+
+
+@pytest.mark.parametrize(
+    ("ending", "said", "outcome"),
+    [
+        (Ending.CHAT, b"data: [DONE]\n\n", "completed"),
+        (Ending.CHAT, b"data: {}\n\n", "client_gone"),
+        (Ending.UNKNOWN, b"data: {}\n\n", "client_gone"),
+    ],
+    ids=["all_was_said", "in_the_middle", "who_knows"],
+)
+async def test_whoever_leaves_with_the_whole_answer_has_not_left_early(
+    ending: Ending, said: bytes, outcome: str
+) -> None:
+    """Client libraries hang up at the last word, before the end of the body."""
+
+    def note(ctx: RequestContext) -> None:
+        ctx.failure = ClientGone("left")
+        ctx.tail = StreamTail(ending)
+        ctx.tail.note(said)
+
+    observed = Observed(answering(chunks=(said,), complete=False, note=note))
+
+    await observed.drive()
+
+    assert observed.line["outcome"] == outcome
+    assert (observed.line["code"] is None) == (outcome == "completed")
+
+
+async def test_a_crash_outside_of_all_layers_is_written_down_and_raised() -> None:
+    """Whatever escapes, the books are kept."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("bug")
+
+    observed = Observed(app)
+
+    seen = await observed.drive()
+
+    assert isinstance(seen.raised, RuntimeError)
+    assert observed.line["outcome"] == "failed"
+    assert sample(observed.metrics.render(), "llmproxy_inflight_requests") == 0
+
+
+async def test_a_shutdown_is_written_down_as_one() -> None:
+    """Stopped is neither the client's doing nor a bug."""
+    started = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    observed = Observed(app)
+    request = asyncio.create_task(observed.drive())
+    await cancel_in_flight(request, started)
+
+    assert request.cancelled()
+    assert observed.line["outcome"] == "stopped"
+    assert sample(observed.metrics.render(), "llmproxy_inflight_requests") == 0
+
+
+async def test_a_request_under_way_is_counted() -> None:
+    """How many there are can be seen while there are some."""
+    seen: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(sample(observed.metrics.render(), "llmproxy_inflight_requests"))
+        await answering()(scope, receive, send)
+
+    observed = Observed(app)
+
+    await asyncio.gather(observed.drive(), observed.drive())
+
+    assert seen == [1, 2]
+
+
+async def id_given(headers: list[Header]) -> tuple[bytes, dict[str, Any]]:
+    observed = Observed(answering(note=from_engine))
+    seen = await observed.drive(headers=headers)
+    answered = seen.header(b"x-request-id")
+    assert answered is not None
+    return answered, observed.line
+
+
+async def test_a_request_without_an_id_gets_one() -> None:
+    """The same in the answer, the log, and at the engine; another for each request."""
+    first, line = await id_given([])
+    second, _ = await id_given([])
+
+    assert re.fullmatch(rb"[0-9a-f]{32}", first)
+    assert line["request_id"] == line["engine_request_id"] == first.decode()
+    assert first != second
+
+
+async def test_the_callers_id_is_kept_apart_from_the_engines() -> None:
+    """A caller finds its own; what the engine is told is ours."""
+    answered, line = await id_given([(b"x-request-id", b"mine")])
+
+    assert answered == b"mine"
+    assert line["request_id"] == "mine"
+    assert line["engine_request_id"] not in (None, "mine")
+
+
+async def test_an_engine_that_was_not_asked_is_not_named() -> None:
+    """No header and no field speaks of an upstream that had no part in it."""
+    observed = Observed(answering())
+
+    seen = await observed.drive()
+
+    assert seen.header(b"x-llmproxy-upstream") is None
+    assert seen.header(b"x-llmproxy-attempts") is None
+    assert observed.line["engine_request_id"] is None
+
+
+async def test_our_headers_are_added_to_the_answers_own() -> None:
+    """In the order of the answer, ours behind."""
+    observed = Observed(answering(note=from_engine))
+
+    seen = await observed.drive()
+
+    assert [name for name, _ in seen.headers] == [
+        b"x-a",
+        b"x-request-id",
+        b"x-llmproxy-upstream",
+        b"x-llmproxy-attempts",
+    ]
+
+
+async def test_the_pace_of_a_stream_is_measured_once() -> None:
+    """One observation of the first token and one of the mean gap, however many chunks."""
+
+    def note(ctx: RequestContext) -> None:
+        from_engine(ctx)
+        ctx.tail = StreamTail(Ending.UNKNOWN)
+        ctx.first_byte_at = ctx.started_at + 0.2
+        ctx.chunks = 11
+
+    observed = Observed(answering(note=note))
+
+    await observed.drive()
+
+    exposition = observed.metrics.render()
+    assert sample(exposition, "llmproxy_time_to_first_token_seconds_count", upstream="gpu1") == 1
+    assert sample(exposition, "llmproxy_inter_token_seconds_count", upstream="gpu1") == 1
+    assert observed.line["first_token_ms"] == pytest.approx(200)
+    assert observed.line["stream"] is True
+
+
+async def test_a_single_chunk_has_no_gap() -> None:
+    """There is nothing to measure between one thing."""
+
+    def note(ctx: RequestContext) -> None:
+        ctx.tail = StreamTail(Ending.UNKNOWN)
+        ctx.first_byte_at = ctx.started_at
+        ctx.chunks = 1
+
+    observed = Observed(answering(note=note))
+
+    await observed.drive()
+
+    exposition = observed.metrics.render()
+    assert sample(exposition, "llmproxy_inter_token_seconds_count", upstream="") == 0
+
+
+async def test_waiting_for_engines_is_not_our_overhead() -> None:
+    """Overhead is what is left of the whole."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        get_context(scope).waited = 0.04
+        await answering()(scope, receive, send)
+
+    observed = Observed(app)
+
+    await observed.drive()
+
+    line = observed.line
+    assert line["duration_ms"] > 40
+    assert line["overhead_ms"] == pytest.approx(line["duration_ms"] - 40, abs=0.01)
+
+
+async def test_a_long_path_or_model_is_cut_in_the_log() -> None:
+    """A line has an end, whatever a caller sends."""
+
+    def note(ctx: RequestContext) -> None:
+        ctx.inference = InferenceRequest(model="m" * 10_000)
+
+    observed = Observed(answering(note=note))
+
+    await observed.drive(path="/" + "x" * 10_000)
+
+    assert len(observed.line["path"]) == len(observed.line["model"]) == 256
+
+
+async def test_a_log_that_nobody_wants_is_not_written() -> None:
+    """The measurements still are."""
+    observed = Observed(answering())
+    observed.log.enabled = False
+
+    await observed.drive()
+
+    assert observed.log.lines == []
+    assert observed.counted(status="200", outcome="completed") == 1

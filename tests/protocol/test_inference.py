@@ -1,0 +1,248 @@
+"""What a body asks for, and what is no request at all."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.errors import InvalidJson, InvalidRequest
+from llmproxy.protocol.inference import LARGE, read_inference
+from llmproxy.records import InferenceRequest
+
+DEEP = 100_000
+
+
+def large(body: bytes) -> bytes:
+    """Return the same JSON above the threshold: blanks are allowed in front of it."""
+    return b" " * (LARGE + 1) + body
+
+
+def verdict(body: bytes) -> InferenceRequest | None:
+    """Return what is understood, None for what is refused. Nothing else may happen."""
+    try:
+        return read_inference(body)
+    except (InvalidJson, InvalidRequest):
+        return None
+
+
+NOT_JSON = [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"{", id="truncated"),
+    pytest.param(b'{"model":"a"', id="truncated_object"),
+    pytest.param(b'{"model":"a', id="truncated_string"),
+    pytest.param(b'{"model":"a"} x', id="trailing_bytes"),
+    pytest.param(b'{"model":"a"}{}', id="two_objects"),
+    pytest.param(b'{"model":"a",}', id="trailing_comma"),
+    pytest.param(b'{"t":[1,]}', id="trailing_comma_inside"),
+    pytest.param(b"{'model':'a'}", id="single_quotes"),
+    pytest.param(b'{model:"a"}', id="bare_key"),
+    pytest.param(b'\xef\xbb\xbf{"model":"a"}', id="bom"),
+    pytest.param(b'{"t":NaN}', id="nan"),
+    pytest.param(b'{"t":Infinity}', id="infinity"),
+    pytest.param(b'{"t":-Infinity}', id="minus_infinity"),
+    pytest.param(b'{"t":01}', id="leading_zero"),
+    pytest.param(b'{"t":+1}', id="plus"),
+    pytest.param(b'{"t":.5}', id="no_integer_part"),
+    pytest.param(b'{"t":1.}', id="no_fraction"),
+    pytest.param(b'{"t":1e}', id="no_exponent"),
+    pytest.param(b'{"t":-}', id="minus_alone"),
+    pytest.param(b'{"t":0x10}', id="hexadecimal"),
+    pytest.param(b'{"t":tru}', id="half_a_literal"),
+    pytest.param(b'{"t":"\\ud800"}', id="lone_surrogate"),
+    pytest.param(b'{"t":"\\udc00"}', id="lone_low_surrogate"),
+    pytest.param(b'{"t":"\\ud800\\u0041"}', id="half_a_pair"),
+    pytest.param(b'{"model":"\\ud800"}', id="lone_surrogate_in_the_model"),
+    pytest.param(b'{"\\ud800":1}', id="lone_surrogate_in_a_key"),
+    pytest.param(b'{"t":"\\x41"}', id="unknown_escape"),
+    pytest.param(b'{"t":"\\u12"}', id="short_escape"),
+    pytest.param(b'{"t":"\\u12zz"}', id="wrong_escape"),
+    pytest.param(b'{"t":"\n"}', id="control_character"),
+    pytest.param(b'{"t":"\x00"}', id="nul"),
+    pytest.param(b'{"t":"\xff"}', id="bad_utf8"),
+    pytest.param(b'{"t":"\xc0\xaf"}', id="overlong_utf8"),
+    pytest.param(b'{"t":"\xed\xa0\x80"}', id="surrogate_in_utf8"),
+    pytest.param(b'{"\xff":1}', id="bad_utf8_in_a_key"),
+    pytest.param('{"model":"a"}'.encode("utf-16"), id="utf16"),
+    pytest.param('{"model":"a"}'.encode("utf-16-le"), id="utf16_without_mark"),
+    pytest.param(b'{"t":' + b"[" * DEEP + b"]" * DEEP + b"}", id="too_deep"),
+]
+
+
+@pytest.mark.parametrize("body", NOT_JSON)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    """Whatever the fault is, it is the caller's, and it is said in fixed words."""
+    with pytest.raises(InvalidJson) as refusal:
+        read_inference(body)
+
+    assert refusal.value.detail == "The request body is not valid JSON."
+
+
+@pytest.mark.parametrize("body", NOT_JSON)
+def test_size_excuses_nothing(body: bytes) -> None:
+    """A large body is read by other means, and refused for the same faults."""
+    with pytest.raises(InvalidJson):
+        read_inference(large(body))
+
+
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="list"),
+        pytest.param(b'[{"model":"a"}]', id="list_of_one"),
+        pytest.param(b'"model"', id="string"),
+        pytest.param(b"1", id="number"),
+        pytest.param(b"true", id="boolean"),
+        pytest.param(b'{"model":1}', id="number_as_model"),
+        pytest.param(b'{"model":true}', id="boolean_as_model"),
+        pytest.param(b'{"model":["a"]}', id="list_as_model"),
+        pytest.param(b'{"model":{"id":"a"}}', id="object_as_model"),
+    ],
+)
+def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
+    """It must be an object, and its model a string."""
+    with pytest.raises(InvalidRequest):
+        read_inference(size(body))
+
+
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"{}", InferenceRequest(), id="nothing"),
+        pytest.param(b'{"model":null}', InferenceRequest(), id="null_model"),
+        pytest.param(b'{"model":""}', InferenceRequest(""), id="empty_model"),
+        pytest.param(b'{"model":"a"}', InferenceRequest("a"), id="model"),
+        pytest.param('{"model":"日本🦙"}'.encode(), InferenceRequest("日本🦙"), id="wide_model"),
+        pytest.param(
+            b'{"model":"\\ud83e\\udd99"}', InferenceRequest("\U0001f999"), id="escaped_pair"
+        ),
+        pytest.param(b'{"\\u006dodel":"a"}', InferenceRequest("a"), id="escaped_key"),
+        pytest.param(b'{"model":"a","model":"b"}', InferenceRequest("b"), id="twice_the_last"),
+        pytest.param(b'{"x":{"model":"b"}}', InferenceRequest(), id="only_the_outermost"),
+        pytest.param(b'{"stream":true}', InferenceRequest(stream=True), id="stream"),
+        pytest.param(b'{"stream":false}', InferenceRequest(), id="no_stream"),
+        pytest.param(b'{"stream":null}', InferenceRequest(), id="stream_null"),
+        pytest.param(b'{"stream":"true"}', InferenceRequest(), id="stream_as_text"),
+        pytest.param(b'{"stream":1}', InferenceRequest(), id="stream_as_number"),
+        pytest.param(b'{"n":18446744073709551616}', InferenceRequest(), id="two_to_the_64th"),
+        pytest.param(b'{"n":-9223372036854775809}', InferenceRequest(), id="below_64_bits"),
+        pytest.param(b'\r\n\t {"model" : "a"}\n', InferenceRequest("a"), id="blanks"),
+        pytest.param(b'{"t":"\\u0000"}', InferenceRequest(), id="escaped_nul"),
+        pytest.param(b'{"t":%b}' % (b"[" * 500 + b"]" * 500), InferenceRequest(), id="deep"),
+    ],
+)
+def test_what_is_understood(body: bytes, expected: InferenceRequest, size: Any) -> None:
+    """Model and stream; everything else is the model server's business."""
+    assert read_inference(size(body)) == expected
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 400])
+def test_a_number_out_of_range_in_a_large_body_is_left_to_the_engine(number: bytes) -> None:
+    """To check it, the values between would have to be built: 0.5 s for 16 MiB of token ids."""
+    body = b'{"model":"a","t":%b}' % number
+
+    assert verdict(body) is None
+    assert verdict(large(body)) == InferenceRequest("a")
+
+
+@pytest.mark.parametrize("number", [b"1e-999", b"0." + b"1" * 400], ids=["too_fine", "too_exact"])
+def test_a_number_that_is_rounded_is_judged_alike(number: bytes) -> None:
+    """A float that loses digits is one all the same, whatever the size of the body."""
+    body = b'{"model":"a","t":%b}' % number
+
+    assert verdict(body) == verdict(large(body)) == InferenceRequest("a")
+
+
+BRACKETS = pytest.mark.parametrize(
+    "brackets", [(b"[", b"]"), (b'{"a":', b"}")], ids=["lists", "objects"]
+)
+
+
+def nested(depth: int, brackets: tuple[bytes, bytes]) -> bytes:
+    """Return a request with a value so many levels deep."""
+    return b'{"model":"a","t":%b1%b}' % (brackets[0] * depth, brackets[1] * depth)
+
+
+@BRACKETS
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize("depth", [1, 100, 250, 255, 300, 500, 800])
+def test_depth_that_orjson_could_not_write_is_read(
+    depth: int, brackets: tuple[bytes, bytes], size: Any
+) -> None:
+    """The bytes go on as they came, so nobody has to be able to write them."""
+    assert read_inference(size(nested(depth, brackets))) == InferenceRequest("a")
+
+
+@BRACKETS
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize("depth", [1024, 1100, 5000, DEEP])
+def test_depth_beyond_reason_is_refused(
+    depth: int, brackets: tuple[bytes, bytes], size: Any
+) -> None:
+    """A stack is never overrun, and the caller is told that it is the body."""
+    with pytest.raises(InvalidJson):
+        read_inference(size(nested(depth, brackets)))
+
+
+@BRACKETS
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize("depth", range(900, 1024, 10))
+def test_between_the_two_either_is_right(
+    depth: int, brackets: tuple[bytes, bytes], size: Any
+) -> None:
+    """Where the limit lies depends on the stack that is in use; an error of ours it never is."""
+    assert verdict(size(nested(depth, brackets))) in (InferenceRequest("a"), None)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+REQUESTS = st.dictionaries(
+    st.sampled_from(["model", "stream", "messages", "x", "modelo", "é"]), JSON, max_size=6
+)
+
+
+@given(REQUESTS)
+def test_both_ways_of_reading_agree(value: dict[str, object]) -> None:
+    """The fast way for large bodies understands what the whole parse understands."""
+    body = orjson.dumps(value) if _dumps(value) else b"{}"
+
+    assert verdict(body) == verdict(large(body))
+
+
+@given(REQUESTS, st.data())
+def test_both_ways_agree_on_damaged_bodies(value: dict[str, object], data: st.DataObject) -> None:
+    """A byte that is lost, doubled or changed is noticed by both or by neither."""
+    whole = orjson.dumps(value) if _dumps(value) else b"{}"
+    place = data.draw(st.integers(0, len(whole) - 1))
+    put = data.draw(
+        st.sampled_from([b"", b'"', b"\\", b",", b"}", b"\xff", b"0", b"\n", b"-", b"["])
+    )
+    body = whole[:place] + put + whole[place + data.draw(st.integers(0, 2)) :]
+
+    assert verdict(body) == verdict(large(body)), body
+
+
+def test_a_large_body_is_not_read_whole() -> None:
+    """Numbers by the hundred thousand are passed over: their values are never built."""
+    body = b'{"model":"a","stream":true,"prompt":[%b1]}' % (b"1234567890," * 100_000)
+
+    assert read_inference(body) == InferenceRequest("a", stream=True)
+
+
+def _dumps(value: object) -> bool:
+    try:
+        orjson.dumps(value)
+    except (TypeError, orjson.JSONEncodeError):
+        return False  # a lone surrogate, or an integer above 64 bits
+    return True

@@ -1,0 +1,124 @@
+"""A client that reads slowly slows its engine down, and one that stops is given up."""
+
+import asyncio
+
+import pytest
+
+from tests.support.rig import proxied
+from tests.support.streams import CHAT
+from tests.support.upstream import Exchange, scripted
+
+EVENT = b"data: " + b"x" * 65_530 + b"\n\n"
+KERNEL = 24 * 1024 * 1024  # bytes; more than the buffers of all four sockets can take
+
+
+class Flood:
+    """An engine that sends as fast as it is allowed to, and then `last`."""
+
+    def __init__(self, events: int, last: bytes = b"") -> None:
+        self.events = events
+        self.last = last
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.request()
+        exchange.begin()
+        for _ in range(self.events):
+            exchange.chunk(EVENT)
+            while exchange.unsent:
+                if exchange.ended:
+                    return
+                await asyncio.sleep(0.005)
+        exchange.chunk(self.last)
+        exchange.end()
+
+
+async def standstill(exchange: Exchange) -> int:
+    """Return what an engine has sent once nothing more is taken."""
+    sent = -1
+    while sent != exchange.sent_bytes:
+        sent = exchange.sent_bytes
+        await asyncio.sleep(0.15)
+    return sent - exchange.unsent
+
+
+async def test_an_engine_waits_for_a_client_that_does_not_read() -> None:
+    """What nobody takes stays with the engine; when the client goes on, so does the stream."""
+    events = 800
+    async with (
+        scripted(Flood(events, CHAT.whole)) as engine,
+        proxied(engine.upstream) as proxy,
+        proxy.client() as client,
+    ):
+        client.keep_reads = False
+        client.send(CHAT.request)
+        await client.head()
+        client.stop_reading()
+        taken = await standstill(await engine.reached())
+        client.go_on_reading()
+        size, end = 0, b""
+        async for frame in client.chunks():
+            size += len(frame)
+            end = frame
+
+    assert taken < KERNEL
+    assert size == events * len(EVENT) + len(CHAT.whole)
+    assert end.endswith(CHAT.whole)
+    assert client.complete
+
+
+async def test_a_neighbour_is_not_slowed_down() -> None:
+    """One who does not read holds nobody else up."""
+    async with (
+        scripted(Flood(800, CHAT.whole)) as engine,
+        proxied(engine.upstream) as proxy,
+        proxy.client() as stuck,
+        proxy.client() as neighbour,
+    ):
+        stuck.keep_reads = neighbour.keep_reads = False
+        stuck.send(CHAT.request)
+        await stuck.head()
+        stuck.stop_reading()
+        await standstill(await engine.reached())
+        neighbour.send(CHAT.request)
+        await neighbour.head()
+        async for _ in neighbour.chunks():
+            pass
+
+    assert neighbour.complete
+
+
+@pytest.mark.parametrize("comments", [0, 0.05], ids=["without_comments", "with_comments"])
+async def test_a_client_that_stops_reading_is_given_up(comments: float) -> None:
+    """The write clock runs out and the engine is let go, also while it floods us."""
+    settings = {"timeout_write": 0.3, "keepalive_comments": comments}
+    async with (
+        scripted(Flood(100_000)) as engine,
+        proxied(engine.upstream, **settings) as proxy,
+        proxy.client() as client,
+    ):
+        client.send(CHAT.request)
+        await client.head()
+        client.stop_reading()
+        line = await proxy.log.line()
+        await engine.abandoned()
+
+    assert line["outcome"] == "client_gone"
+    assert line["status"] == 499
+
+
+async def test_a_client_that_reads_slowly_is_not_given_up() -> None:
+    """The write clock asks for progress, not for speed."""
+    settings = {"timeout_write": 0.3}
+    async with (
+        scripted(Flood(100_000)) as engine,
+        proxied(engine.upstream, **settings) as proxy,
+        proxy.client() as client,
+    ):
+        client.keep_reads = False
+        client.send(CHAT.request)
+        await client.head()
+        for _ in range(12):
+            await client.sip(4 * 1024 * 1024, 0.08)
+        still_there = not client.ended and not proxy.log.lines
+
+    assert still_there

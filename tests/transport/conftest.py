@@ -1,0 +1,58 @@
+"""Transports of both kinds, closed at the end of the test."""
+
+from collections.abc import AsyncIterator, Callable
+
+import httpx  # noqa: F401  # imported here, so that no coroutine has to wait for it
+import pytest
+from _pytest.mark.structures import ParameterSet
+
+from llmproxy.records import Upstream
+from llmproxy.transport import Transport
+from llmproxy.transport.connect import Kind, transport_for
+from llmproxy.transport.limits import PoolLimits
+from tests.support.upstream import ScriptedServer
+
+Connect = Callable[..., Transport]
+
+
+def only_http1(why: str) -> pytest.MarkDecorator:
+    """Leave httpx out; the reason is for the reader."""
+    assert why
+    return pytest.mark.parametrize("kind", ["http1"])
+
+
+def not_yet_httpx(why: str) -> pytest.MarkDecorator:
+    """Run on both, and expect httpx to fail: a defect that is known."""
+    return pytest.mark.parametrize("kind", ["http1", _failing("httpx", why)])
+
+
+def not_yet_http1(why: str) -> pytest.MarkDecorator:
+    """Run on both, and expect our own to fail: a defect that is known."""
+    return pytest.mark.parametrize("kind", [_failing("http1", why), "httpx"])
+
+
+def _failing(kind: Kind, why: str) -> ParameterSet:
+    return pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=why))
+
+
+@pytest.fixture(params=["http1", "httpx"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Both implementations; a test that is for one of them says why."""
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest.fixture
+async def connect(kind: Kind) -> AsyncIterator[Connect]:
+    """Make transports: `connect(server)`, or with the fields of `PoolLimits` by name."""
+    made: list[Transport] = []
+
+    def make(to: ScriptedServer | Upstream, **limits: float) -> Transport:
+        upstream = to if isinstance(to, Upstream) else to.upstream
+        transport = transport_for(upstream, kind=kind, limits=PoolLimits(**limits))  # type: ignore[arg-type]  # counts and seconds
+        made.append(transport)
+        return transport
+
+    yield make
+    for transport in made:
+        await transport.aclose()
