@@ -36,6 +36,9 @@ bench: .venv/dev .venv/installed ## the proxy beside nginx and others (sets the 
 	$(BIN)/pip install --quiet --disable-pip-version-check matplotlib
 	$(BIN)/python -m benchmarks.load --write-results
 
+bench-micro: .venv/dev .venv/installed ## what each part costs by itself, in ns (some 30 seconds)
+	$(BIN)/python -m benchmarks.micro
+
 lock: .venv/dev ## write the versions of all dependencies down anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header \

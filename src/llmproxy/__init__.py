@@ -2,19 +2,19 @@
 
     app.mount("/llm", llmproxy.create_app())
 
-Everything here is loaded when it is first used: importing the package reads no environment,
+Everything behind these names is loaded when it is first used: importing the package reads no environment,
 opens nothing and changes nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llmproxy.deferred import DeferredApp
+
 if TYPE_CHECKING:
     from llmproxy import middleware
     from llmproxy.application import LLMProxy, create_app, lifespan
     from llmproxy.settings import Settings, SettingsError
-
-    app: LLMProxy
 
 __all__ = [
     "LLMProxy",
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# No module of this package may be called `app`: importing it would bind it to this very name.
+app = DeferredApp()
 
 _HOMES = {
     "LLMProxy": "llmproxy.application",
@@ -42,10 +45,6 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
     elif name == "middleware":
         value = import_module("llmproxy.middleware")
-    elif name == "app":
-        # Made once, from the environment, for `uvicorn llmproxy:app`. No module of this
-        # package may be called `app`: importing it would bind it to this very name.
-        value = import_module("llmproxy.application").create_app()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

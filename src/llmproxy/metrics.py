@@ -50,22 +50,28 @@ State = dict[str, list[tuple[list[str], Any]]]
 class Distribution:
     """How values were spread: a count per bucket, and their sum."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("_merged", "bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self._merged = 0
 
     def add(self, value: float) -> None:
         """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def merge(self, counts: Sequence[int], total: float) -> None:
-        """Take in what somebody else has counted."""
-        self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
-        self.sum += total
+    def merge(self, counts: Sequence[int], nanoseconds: int) -> None:
+        """Take in what somebody else has counted; other buckets than ours are left out."""
+        if len(counts) == len(self.counts):
+            self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
+            self._merged += nanoseconds
+
+    def nanoseconds(self) -> int:
+        """Return the sum over all of us: whole, so that the order of adding makes no difference."""
+        return round(self.sum * 1e9) + self._merged
 
     def cumulated(self) -> list[tuple[str, float]]:
         """Return the buckets as Prometheus has them: each with all below it."""
@@ -143,8 +149,7 @@ class Metrics:
     def render(self) -> bytes:
         """Return everything in Prometheus' text format, over all workers."""
         total = Metrics()
-        total.add(self.state(), alive=True)
-        for state in self.others():
+        for state in (self.state(), *self.others()):
             total.add(state, alive=True)
         registry = CollectorRegistry()
         registry.register(_Tables(total))
@@ -157,7 +162,7 @@ class Metrics:
             state[name] = [(list(labels), count) for labels, count in counts.items()]
         for name, _, _, spread in self.distributions():
             state[name] = [
-                (list(labels), [each.counts, each.sum]) for labels, each in spread.items()
+                (list(labels), [each.counts, each.nanoseconds()]) for labels, each in spread.items()
             ]
         return state
 
@@ -290,5 +295,5 @@ class _Tables(Collector):
         for name, help_text, labels, spread in self._metrics.distributions():
             histogram = HistogramMetricFamily(name, help_text, labels=labels)
             for values, each in spread.items():
-                histogram.add_metric(values, each.cumulated(), each.sum)
+                histogram.add_metric(values, each.cumulated(), each.nanoseconds() / 1e9)
             yield histogram

@@ -58,9 +58,11 @@ async def test_importing_changes_nothing() -> None:
     assert code == 0
 
 
-async def test_the_app_is_made_when_it_is_first_asked_for() -> None:
-    """`uvicorn llmproxy:app` reads the environment then, and only then."""
-    program = "import llmproxy; print(type(llmproxy.app).__name__, llmproxy.app is llmproxy.app)"
+async def test_the_app_is_made_when_it_is_first_used() -> None:
+    """`uvicorn llmproxy:app` reads the environment then, and only then; and makes one, once."""
+    program = (
+        "import llmproxy; a = llmproxy.app; print(type(a.made()).__name__, a.made() is a.made())"
+    )
     command = [sys.executable, "-W", "error", "-c", program]
     async with running(command, {"LLMPROXY_UPSTREAMS": "http://127.0.0.1:1"}) as process:
         code = await process.finished()
@@ -72,7 +74,7 @@ async def test_the_app_is_made_when_it_is_first_asked_for() -> None:
 
 async def test_a_bad_environment_is_told_by_the_first_use() -> None:
     """With the name of the variable."""
-    command = [sys.executable, "-c", "import llmproxy; llmproxy.app"]
+    command = [sys.executable, "-m", "uvicorn", "llmproxy:app", "--port", "0"]
     async with running(command, {"LLMPROXY_TIMEOUT_IDLE": "soon"}) as process:
         code = await process.finished()
         said = process.stderr

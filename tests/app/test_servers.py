@@ -12,12 +12,10 @@ from tests.support.streams import CHAT, judge
 from tests.support.upstream import Exchange, Script, ScriptedServer, scripted
 from tests.support.wire import PeerLeft
 
-# hypercorn evaluates the name in the module's dictionary, where what is made on first access
-# does not stand; it can call, though.
 APPS: dict[HostName, str] = {
     "uvicorn": "llmproxy:app",
     "granian": "llmproxy:app",
-    "hypercorn": "llmproxy.application:create_app()",
+    "hypercorn": "llmproxy:app",
 }
 SERVERS = pytest.mark.parametrize("server", APPS)
 

@@ -51,7 +51,7 @@ async def test_an_end_without_done_is_complete_after_a_finish_reason() -> None:
 
     assert answer.body == FINISHED_CHAT
     assert complete
-    assert line["duration_ms"] < 100
+    assert line["duration_ms"] < 1000
 
 
 @pytest.mark.parametrize("cut", [20, 60, 100, 130])

@@ -101,6 +101,8 @@ async def test_a_client_that_stops_reading_is_given_up(comments: float) -> None:
         client.stop_reading()
         line = await proxy.log.line()
         await engine.abandoned()
+        client.go_on_reading()
+        await client.closed()
 
     assert line["outcome"] == "client_gone"
     assert line["status"] == 499

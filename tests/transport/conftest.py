@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable
 
 import httpx  # noqa: F401  # imported here, so that no coroutine has to wait for it
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 from llmproxy.records import Upstream
 from llmproxy.transport import Transport
@@ -19,20 +18,6 @@ def only_http1(why: str) -> pytest.MarkDecorator:
     """Leave httpx out; the reason is for the reader."""
     assert why
     return pytest.mark.parametrize("kind", ["http1"])
-
-
-def not_yet_httpx(why: str) -> pytest.MarkDecorator:
-    """Run on both, and expect httpx to fail: a defect that is known."""
-    return pytest.mark.parametrize("kind", ["http1", _failing("httpx", why)])
-
-
-def not_yet_http1(why: str) -> pytest.MarkDecorator:
-    """Run on both, and expect our own to fail: a defect that is known."""
-    return pytest.mark.parametrize("kind", [_failing("http1", why), "httpx"])
-
-
-def _failing(kind: Kind, why: str) -> ParameterSet:
-    return pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=why))
 
 
 @pytest.fixture(params=["http1", "httpx"])

@@ -88,7 +88,10 @@ class StreamTail:
         if self._watched is not None:
             return self._seen and self.at_boundary()
         kept = self._kept()
-        done = self.ending is Ending.CHAT and _DONE.search(kept) is not None
+        # Found at once where it nearly always stands; the expression tries every byte, 30 us.
+        done = self.ending is Ending.CHAT and (
+            b"\ndata: [DONE]" in kept or _DONE.search(kept) is not None
+        )
         if done and not broken:
             return True
         return _FINISHED[self.ending].search(kept) is not None and (done or self.at_boundary())

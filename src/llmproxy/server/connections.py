@@ -24,7 +24,6 @@ class Connections:
     requests it guards."""
 
     def __init__(self, most: int) -> None:
-        self.closing = False  # the server drains: whoever still comes is told so
         self._most = most
         self._all: set[Clocked] = set()
         self._idle: OrderedDict[Clocked, None] = OrderedDict()  # the longest idle first

@@ -7,7 +7,6 @@ uvicorn runs it in the place of its own HTTP protocol and is asked for nothing b
 import asyncio
 import socket
 from typing import Any, cast
-from urllib.parse import unquote
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -16,10 +15,11 @@ from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
 from llmproxy.server.exchange import Exchange, refusal
 from llmproxy.server.head_rules import Head, Refusal
+from llmproxy.server.place import Place
 from llmproxy.server.progress import Progress
 from llmproxy.server.request_reader import RequestReader
-from llmproxy.server.sockets import FOR_EVER, address, reset_on_close, set_options
-from llmproxy.types import EXCHANGE, Scope
+from llmproxy.server.sockets import FOR_EVER, reset_on_close, set_options
+from llmproxy.types import EXCHANGE
 
 RETRY_AFTER = ((b"retry-after", b"1"),)
 
@@ -41,18 +41,14 @@ class GuardedProtocol(asyncio.Protocol):
         self.bounds = bounds
         self.loop = loop
         self._app = config.loaded_app
-        self._root_path = config.root_path
-        self._state = app_state
         self._server_state = server_state
         self._connections = connections
 
         # The connection
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._socket: socket.socket | None = None
-        self._server: tuple[str, int | None] | None = None
-        self._client: tuple[str, int] | None = None
-        self._scheme = "http"
-        self.closing_soon = connections.closing
+        self._place = Place(config.root_path, app_state)
+        self.closing_soon = False
         self._lingering = False  # the last word is said; what still comes is thrown away
 
         # The request that comes in, and the one that is answered
@@ -85,11 +81,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._progress = Progress(self.transport, self._socket, self.bounds.write_timeout)
         if self._socket is not None:
             set_options(self._socket, self.bounds)
-            self._server = address(self._socket.getsockname())
-            peer = transport.get_extra_info("peername")
-            self._client = cast("tuple[str, int] | None", address(peer))
-        if transport.get_extra_info("sslcontext") is not None:
-            self._scheme = "https"
+        self._place.learn(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(cast("Any", self))
@@ -144,22 +136,7 @@ class GuardedProtocol(asyncio.Protocol):
     # For the reader
 
     def begin(self, head: Head, method: bytes) -> Exchange:
-        path = head.path.decode("ascii")
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.0" if head.old else "1.1",
-            "server": self._server,
-            "client": self._client,
-            "scheme": self._scheme,
-            "method": method.decode("ascii"),
-            "root_path": self._root_path,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": head.path,
-            "query_string": head.query,
-            "headers": head.headers,
-            "state": self._state.copy(),
-        }
+        scope = self._place.scope(head, method)
         exchange = Exchange(
             self,
             scope,
@@ -183,7 +160,7 @@ class GuardedProtocol(asyncio.Protocol):
         """The request is complete: from now on only its client's leaving is of interest."""
         if self.blocked is None:
             self.deadline = FOR_EVER
-        self.resume_reading()
+        self.resume_reading()  # or nobody would notice that it does
 
     def date(self) -> bytes:
         """Return the Date line that uvicorn renews every second."""
@@ -234,7 +211,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close as soon as nothing is under way."""
-        self._connections.closing = self.closing_soon = True
+        self.closing_soon = True
         if self._exchange is None and not self._reader.in_head and not self._lingering:
             # Not at once: a request may be on its way, and closing would lose it. It is
             # answered with `Connection: close`.

@@ -80,6 +80,8 @@ class RequestReader:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
             self._go_on_without_upgrade(data[exc.args[0] :])
+        except httptools.HttpParserCallbackError:
+            raise  # a fault of ours, which must not pass for one of the client's
         except httptools.HttpParserError:
             if self._request is not None and self._request.body_complete:
                 self._note_more()  # nonsense behind a request that was none

@@ -44,10 +44,3 @@ def unacknowledged(sock: socket.socket) -> int:
         return 0
     size: int = struct.unpack("i", answer)[0]
     return size
-
-
-def address(name: object) -> tuple[str, int | None] | None:
-    """Return an address as ASGI has it."""
-    if isinstance(name, tuple):
-        return str(name[0]), int(name[1])
-    return (name, None) if isinstance(name, str) and name else None

@@ -40,6 +40,7 @@ class Supervisor:
     """Reads the configuration again: the drain time of the next workers, None for faults."""
 
     workers: list[WorkerProcess] = field(default_factory=list)
+    _replacing: bool = False
     _to_replace: list[WorkerProcess] = field(default_factory=list)
     _due: list[float] = field(default_factory=list)  # when dead workers come back
     _deaths: int = 0  # in a row
@@ -54,7 +55,8 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         with board_directory() as self._board:
             for _ in range(self.count):
-                self._start(time.monotonic())
+                if not self._stopping:
+                    self._start(time.monotonic())
             while self.workers or (self._due and not self._stopping):
                 self._step()
         return self._exit_code
@@ -141,6 +143,7 @@ class Supervisor:
         if replaces is not None:
             log.error("the old workers stay")
             self._to_replace.clear()
+            self._replacing = False
         elif not served and not self._announced:
             self._exit_code = code if code > 0 else 1
             self._drain(now)
@@ -181,6 +184,7 @@ class Supervisor:
             return
         log.warning("replacing the workers one by one")
         self.drain_timeout = drain_timeout
+        self._replacing = True
         replaced = {worker.replaces for worker in self.workers}
         self._to_replace = [
             worker for worker in self.workers if not worker.leaving and worker not in replaced
@@ -188,8 +192,13 @@ class Supervisor:
 
     def _replace_next(self, now: float) -> None:
         """Start the next replacement once the last one serves and its predecessor drains."""
-        if self._to_replace and not any(worker.replaces for worker in self.workers):
+        if not self._replacing or any(worker.replaces for worker in self.workers):
+            return
+        if self._to_replace:
             self._start(now, replaces=self._to_replace.pop(0))
+        else:
+            self._replacing = False
+            log.warning("the workers are replaced")
 
 
 def pause_after(deaths: int, *, luck: float) -> float:
@@ -198,7 +207,7 @@ def pause_after(deaths: int, *, luck: float) -> float:
     `luck` is from 0 to 1, so that many that died together do not come back together.
     """
     doublings = min(max(0, deaths - 1), 16)  # the longest pause is reached long before
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2**doublings) * (0.5 + luck / 2)
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**doublings) * (0.5 + luck / 2)
 
 
 def board_directory() -> "tempfile.TemporaryDirectory[str]":

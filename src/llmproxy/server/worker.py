@@ -2,8 +2,8 @@
 
     python -m llmproxy.server.worker --listen FD --lifeline FD --board DIR --name NAME
 
-The lifeline is a socket to the supervisor. A byte on it says that we serve; its end says that
-the supervisor is gone, and then we drain as if we had been asked to.
+The lifeline is a socket to the supervisor, see `worker_process`. SIGTERM drains, however often
+it comes: whoever stops a service may send it to each of its processes, and so does the supervisor.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
@@ -28,11 +29,13 @@ from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
 from llmproxy.server.logging_setup import set_up_logging
 from llmproxy.server.protocol import GuardedProtocol
+from llmproxy.server.worker_process import SERVES
 from llmproxy.settings import Settings, SettingsError, load
 
 STDOUT = 1
 BAD_CONFIGURATION = 2
 PUBLISH_EVERY = 1.0  # seconds
+FAREWELL = 1.5  # seconds for the last words to clients that are cut off
 FOR_EVER = float("inf")
 OWN_DESCRIPTORS = 64  # listening sockets, log, event loop, libraries
 PLENTY = 1_000_000  # descriptors; where there is no limit, some other one comes first
@@ -50,6 +53,7 @@ class Server(uvicorn.Server):
         self.app = app
         self.bounds = bounds
         self.lifeline = lifeline
+        self.orphaned = False  # the supervisor is gone
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -70,40 +74,73 @@ class Server(uvicorn.Server):
         gc.freeze()  # what start-up has made stays: the collector need not look at it again
         await super().startup(sockets)
         if self.started:
-            loop.add_reader(self.lifeline, self._supervisor_gone)
-            self.lifeline.send(b"+")
+            loop.add_reader(self.lifeline, self._told)
+            with suppress(OSError):  # the supervisor is gone, and we shall be told at once
+                self.lifeline.send(SERVES)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn takes only a second SIGINT for an order to end at once. It also raises each
-        # signal again at its end, which would kill us after a clean stop; so none is noted.
-        if self.should_exit:
-            self.force_exit = True
+        # uvicorn takes a second signal for an order to end at once, and raises each of them
+        # again at its end, which would kill us after a clean stop.
+        self._drain()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn's own limit does not wait for what it cancels: the last words to the clients
+        # and the lines in the log would be lost.
+        limit = self.app.settings.drain_timeout
+        cut = asyncio.get_running_loop().call_later(limit, self._end_leftovers)
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    def _drain(self) -> None:
         self.should_exit = True
         self.app.draining = True
 
-    def _supervisor_gone(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.lifeline)
-        log.warning("the supervisor is gone: draining")
-        self.handle_exit(signal.SIGTERM, None)
+    def _told(self) -> None:
+        """Hear what the supervisor says: only that the answers must end, or nothing any more."""
+        try:
+            gone = not self.lifeline.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        if gone:
+            asyncio.get_running_loop().remove_reader(self.lifeline)
+            log.warning("the supervisor is gone: draining")
+            self.orphaned = True
+        else:
+            self._end_leftovers()
+        self._drain()
+
+    def _end_leftovers(self) -> None:
+        tasks = self.server_state.tasks
+        if tasks:
+            log.warning("ending %d answers that are not finished", len(tasks))
+        for task in tasks:
+            task.cancel()
+        asyncio.get_running_loop().call_later(FAREWELL, self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            cast("GuardedProtocol", connection).transport.abort()
 
 
-async def publish(board: Board, app: LLMProxy) -> None:
+async def publish(board: Board) -> None:
     """Lay our counters open for whichever worker is scraped."""
     while True:
-        await asyncio.to_thread(board.publish, app.metrics)
+        board.publish()
         await asyncio.sleep(PUBLISH_EVERY)
 
 
 async def serve(server: Server, listening: socket.socket, board: Board) -> None:
     """Serve until told to stop."""
-    publishing = asyncio.create_task(publish(board, server.app))
+    publishing = asyncio.create_task(publish(board))
     try:
         await server.serve(sockets=[listening])
     finally:
         publishing.cancel()
-        with suppress(asyncio.CancelledError):
-            await publishing
-        board.publish(server.app.metrics)
+        board.publish()
+        if server.orphaned:
+            board.leave()
 
 
 def bounds_of(settings: Settings) -> Bounds:
@@ -144,7 +181,6 @@ def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
         server_header=False,
         # Whom to believe about the caller's address is LLMPROXY_TRUSTED_PROXIES' to say.
         proxy_headers=False,
-        timeout_graceful_shutdown=settings.drain_timeout,  # type: ignore[arg-type]  # not only whole
     )
 
 
@@ -166,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     form = json_line if settings.log_format == "json" else console_line
     app = LLMProxy(settings, access_log=BatchLog(STDOUT, form))
-    board = Board(arguments.board, arguments.name)
+    board = Board(arguments.board, arguments.name, app.metrics)
     app.metrics.others = board.others
     lifeline = socket.socket(fileno=arguments.lifeline)
     lifeline.setblocking(False)

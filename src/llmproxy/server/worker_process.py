@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 SERVES = b"+"  # from the worker
@@ -56,10 +57,8 @@ class WorkerProcess:
         """Have it end what it has begun, too."""
         self.drain(now)
         self.kill_at = min(self.kill_at, now + GRACE)
-        try:
+        with suppress(OSError):  # it has ended by itself
             self.lifeline.send(END_NOW)
-        except OSError:
-            pass  # it has ended by itself
 
     def kill(self) -> None:
         """Wait for it no longer."""
