@@ -2,8 +2,8 @@
 
     app.mount("/llm", llmproxy.create_app())
 
-Everything behind these names is loaded when it is first used: importing the package reads no environment,
-opens nothing and changes nothing.
+Everything behind these names is loaded when it is first used: importing the package reads no
+environment, opens nothing and changes nothing.
 """
 
 from importlib import import_module

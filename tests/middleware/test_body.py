@@ -16,6 +16,7 @@ from llmproxy.errors import (
 )
 from llmproxy.middleware.body import BodyMiddleware
 from llmproxy.protocol.endpoints import CHAT, OTHER
+from llmproxy.protocol.multipart import LOOK_AT
 from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.types import Header, Receive, Scope, Send
 from llmproxy.upload import IncomingUpload
@@ -36,6 +37,7 @@ async def take(
     *,
     endpoint: Endpoint = CHAT,
     within: float = 5,
+    max_upload: int = 200,
     **options: Any,
 ) -> tuple[RequestContext, Exchange]:
     """Return what the layer has put into the context, and what became of the request."""
@@ -44,7 +46,7 @@ async def take(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    layer = BodyMiddleware(inside, max_body=100, max_upload=200, within=within)
+    layer = BodyMiddleware(inside, max_body=100, max_upload=max_upload, within=within)
     ctx = make_context(endpoint=endpoint, body=None, inference=None, fields=dict(headers))
     return ctx, await drive(layer, ctx=ctx, headers=headers, body=body, **options)
 
@@ -159,6 +161,21 @@ async def test_a_form_is_read_as_far_as_its_model() -> None:
 
     assert ctx.inference == InferenceRequest(model="whisper")
     assert seen.taken == 1
+
+
+async def test_a_form_is_not_kept_for_the_sake_of_its_model() -> None:
+    """Whatever its first field is like: what is looked at is bounded."""
+    field = b'--b\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n'
+
+    ctx, seen = await take(
+        [field, *[b"x" * 16_384] * 50],
+        [(b"content-type", b"multipart/form-data; boundary=b"), CHUNKED],
+        endpoint=OTHER,
+        max_upload=1 << 30,
+    )
+
+    assert ctx.inference == InferenceRequest()
+    assert seen.taken <= LOOK_AT // 16_384 + 1
 
 
 async def test_an_upload_too_large_by_its_own_word_is_refused() -> None:

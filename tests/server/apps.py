@@ -36,6 +36,7 @@ class Saying:
     scopes: list[Scope] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     cancelled: int = 0
+    ended: int = 0  # by itself or not
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,6 +52,8 @@ class Saying:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.ended += 1
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -206,6 +206,11 @@ PADDED = [
         "a byte with a long extension each",
         chunks((b"1;a=" + b"x" * 16_384 + b"\r\nx\r\n") * 8 + b"0\r\n\r\n"),
     ),
+    Case(
+        "H05",
+        "a whole body with much around it",
+        chunks((b"1;a=" + b"x" * 16_384 + b"\r\n \r\n") * 8 + b"7\r\n" + BODY + b"\r\n0\r\n\r\n"),
+    ),
     Case("H05", "one long extension", chunks(b"7;a=" + b"x" * 80_000 + b"\r\n" + BODY)),
     Case("H05", "an endless size", chunks(b"0" * 80_000 + b"7\r\n" + BODY)),
     Case("H05", "long trailers", chunks(b"0\r\n" + (b"X: " + b"x" * 8000 + b"\r\n") * 12)),

@@ -1,8 +1,11 @@
 """How many clients there may be, and what the kernel is told about each."""
 
 import asyncio
+import os
 import resource
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +13,8 @@ from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import TICK, Connections
 from llmproxy.server.place import address
 from llmproxy.server.sockets import set_options, unacknowledged
-from llmproxy.types import EXCHANGE, Receive, Scope, Send
-from tests.server.apps import GET, asking, body, hello, start
+from llmproxy.types import Receive, Scope, Send
+from tests.server.apps import GET, body, hello, start
 from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client
 from tests.support.rig import served_here
@@ -139,6 +142,16 @@ def a_socket(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     return socket.socket(family)
 
 
+OPTIONS = [
+    (socket.SOL_SOCKET, socket.SO_SNDBUF),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+]
+
+
 def test_a_peer_that_vanishes_is_reported_by_the_kernel() -> None:
     """C05: probes when it is silent, and a limit to what stays unacknowledged."""
     with a_socket() as sock:
@@ -172,22 +185,39 @@ def test_a_unix_socket_has_no_such_options() -> None:
         set_options(sock, Bounds())
 
 
-async def test_the_options_are_set_on_each_connection() -> None:
-    """On that which a request comes in on."""
-    seen = []
+def test_a_connection_inherits_the_options_of_the_listening_socket() -> None:
+    """So they are set once, and cost no connection a system call."""
+    with a_socket() as listening, a_socket() as client:
+        set_options(listening, Bounds())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        client.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            for level, option in OPTIONS:
+                assert accepted.getsockopt(level, option) == listening.getsockopt(level, option)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        sock = scope["extensions"][EXCHANGE]._transport.get_extra_info("socket")
-        seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
-        seen.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-        await send(start(204))
-        await send(body())
 
-    async with asking(app) as client:
-        client.send(GET)
-        await client.answer()
+async def test_a_worker_sets_the_options_on_the_socket_it_is_given(tmp_path: Path) -> None:
+    """The socket is shared with the supervisor, so its options are seen from here."""
+    ours, theirs = socket.socketpair()
+    with a_socket() as listening, ours, theirs:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        handed = [listening.fileno(), theirs.fileno()]
+        command = [sys.executable, "-m", "llmproxy.server.worker", "--name", "alone"]
+        command += ["--listen", str(handed[0]), "--lifeline", str(handed[1])]
+        command += ["--board", str(tmp_path)]
+        environment = {**os.environ, "LLMPROXY_UPSTREAMS": "http://127.0.0.1:1"}
+        worker = await asyncio.create_subprocess_exec(*command, pass_fds=handed, env=environment)
+        ours.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(ours, 1)
+        worker.terminate()
+        code = await worker.wait()
 
-    assert seen == [60_000, 1]
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+        assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert code == 0
 
 
 def test_what_the_kernel_has_not_delivered_can_be_asked() -> None:

@@ -124,3 +124,22 @@ async def test_a_client_that_reads_slowly_is_not_given_up() -> None:
         still_there = not client.ended and not proxy.log.lines
 
     assert still_there
+
+
+async def test_a_client_that_waits_for_a_slow_engine_is_not_given_up() -> None:
+    """Nothing is there for it to take: the write clock does not run."""
+
+    async def thinks(exchange: Exchange) -> None:
+        await exchange.request()
+        exchange.begin()
+        exchange.chunk(CHAT.events[0])
+        await asyncio.sleep(1)
+        exchange.chunk(CHAT.whole.removeprefix(CHAT.events[0]))
+        exchange.end()
+
+    settings = {"timeout_write": 0.4, "keepalive_comments": 0}
+    async with scripted(thinks) as engine, proxied(engine.upstream, **settings) as proxy:
+        answer, complete = await proxy.asked(CHAT.request)
+
+    assert answer.body == CHAT.whole
+    assert complete

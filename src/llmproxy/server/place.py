@@ -20,9 +20,7 @@ class Place:
 
     def learn(self, transport: asyncio.BaseTransport) -> None:
         """Ask a new connection."""
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            self._server = address(sock.getsockname())
+        self._server = address(transport.get_extra_info("sockname"))
         self._client = address(transport.get_extra_info("peername"))
         if transport.get_extra_info("sslcontext") is not None:
             self._scheme = "https"

@@ -1,7 +1,6 @@
 """Whether a client takes what waits for it, however slowly."""
 
 import asyncio
-import socket
 
 from llmproxy.server.sockets import unacknowledged
 
@@ -9,11 +8,8 @@ from llmproxy.server.sockets import unacknowledged
 class Progress:
     """Counts what has not arrived: a client that stands still for too long makes none."""
 
-    def __init__(
-        self, transport: asyncio.Transport, sock: socket.socket | None, patience: float
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, patience: float) -> None:
         self._transport = transport
-        self._socket = sock
         self._patience = patience
         self._left = 0
         self._moved_at = 0.0
@@ -26,7 +22,8 @@ class Progress:
         there for more of ours.
         """
         waiting = self._transport.get_write_buffer_size()
-        return waiting + (unacknowledged(self._socket) if self._socket is not None else 0)
+        sock = self._transport.get_extra_info("socket")
+        return waiting + (unacknowledged(sock) if sock is not None else 0)
 
     def start(self, now: float) -> None:
         """Begin to watch."""

@@ -5,7 +5,6 @@ uvicorn runs it in the place of its own HTTP protocol and is asked for nothing b
 """
 
 import asyncio
-import socket
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -18,7 +17,7 @@ from llmproxy.server.head_rules import Head, Refusal
 from llmproxy.server.place import Place
 from llmproxy.server.progress import Progress
 from llmproxy.server.request_reader import RequestReader
-from llmproxy.server.sockets import FOR_EVER, reset_on_close, set_options
+from llmproxy.server.sockets import FOR_EVER, reset_on_close
 from llmproxy.types import EXCHANGE
 
 RETRY_AFTER = ((b"retry-after", b"1"),)
@@ -46,7 +45,6 @@ class GuardedProtocol(asyncio.Protocol):
 
         # The connection
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._socket: socket.socket | None = None
         self._place = Place(config.root_path, app_state)
         self.closing_soon = False
         self._lingering = False  # the last word is said; what still comes is thrown away
@@ -77,10 +75,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._server_state.connections.add(cast("Any", self))
         self._connections.idle(self)
         self.deadline = self._head_due = self.loop.time() + self.bounds.head_timeout
-        self._socket = transport.get_extra_info("socket")
-        self._progress = Progress(self.transport, self._socket, self.bounds.write_timeout)
-        if self._socket is not None:
-            set_options(self._socket, self.bounds)
+        self._progress = Progress(self.transport, self.bounds.write_timeout)
         self._place.learn(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -203,8 +198,9 @@ class GuardedProtocol(asyncio.Protocol):
         if not reset:
             self._close()
             return
-        if self._socket is not None:
-            reset_on_close(self._socket)
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            reset_on_close(sock)
         self.transport.abort()
 
     # For uvicorn and for the clocks

@@ -53,6 +53,7 @@ class RequestReader:
         self._target = b""
         self._headers: list[Header] = []
         self._overhead = 0  # bytes that were not content
+        self._chunked = False
 
     def begin_head(self) -> None:
         """Expect a new request."""
@@ -92,8 +93,11 @@ class RequestReader:
         if self.in_head:
             self._refuse(431, "The request head is too large.")
             return
-        unfinished = self._request is not None and not self._request.body_complete
-        if unfinished and self._overhead > self._bounds.overhead:
+        if self._request is not None and not self._request.body_complete:
+            self._weigh_framing()
+
+    def _weigh_framing(self) -> None:
+        if self._overhead > self._bounds.overhead:
             self._refuse(400, "The body's framing is larger than its content.")
 
     def _refuse(self, status: int, message: str) -> None:
@@ -139,6 +143,7 @@ class RequestReader:
         except Refusal as refused:
             self._refusal = refused
             return
+        self._chunked = head.length is None
         self._request = self._owner.begin(head, method)
 
     def on_body(self, body: bytes) -> None:
@@ -151,7 +156,11 @@ class RequestReader:
         if self._parser.should_upgrade():
             return  # it is not complete, the parser just stops here; see _parse
         request = self._request
-        if request is not None and not request.body_complete:
+        if request is None or request.body_complete:
+            return
+        if self._chunked:
+            self._weigh_framing()  # all of it may have come at once
+        if self._refusal is None:
             request.end_body()
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:

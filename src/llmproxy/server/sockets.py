@@ -14,7 +14,10 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
 def set_options(sock: socket.socket, bounds: Bounds) -> None:
-    """Bound what the kernel keeps for a client, and have it report one that vanished."""
+    """Bound what the kernel keeps for a client, and have it report one that vanished.
+
+    Of a listening socket: each connection inherits them, which saves seven system calls.
+    """
     if sock.family == getattr(socket, "AF_UNIX", None):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, bounds.send_buffer)

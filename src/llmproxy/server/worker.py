@@ -29,6 +29,7 @@ from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
 from llmproxy.server.logging_setup import set_up_logging
 from llmproxy.server.protocol import GuardedProtocol
+from llmproxy.server.sockets import set_options
 from llmproxy.server.worker_process import SERVES
 from llmproxy.settings import Settings, SettingsError, load
 
@@ -71,6 +72,8 @@ class Server(uvicorn.Server):
             return made
 
         self.config.http_protocol_class = protocol  # type: ignore[assignment]
+        for sock in sockets or ():
+            set_options(sock, self.bounds)
         gc.freeze()  # what start-up has made stays: the collector need not look at it again
         await super().startup(sockets)
         if self.started:
