@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
+
 from llmproxy.context import get_context
 from llmproxy.errors import ClientGone
 from llmproxy.middleware.disconnect import DisconnectMiddleware
@@ -10,6 +12,7 @@ from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 from llmproxy.upload import IncomingUpload
 from tests.support.asgi import Exchange, cancel_in_flight, drive
 from tests.support.builders import make_context
+from tests.support.calls import settle
 
 HEAD: Message = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -140,6 +143,7 @@ async def test_nobody_further_in_reads_from_the_server() -> None:
             got.append(await receive())
 
         listener = asyncio.create_task(listen())
+        await settle()
         leave.set()
         try:
             await asyncio.Event().wait()
@@ -151,16 +155,19 @@ async def test_nobody_further_in_reads_from_the_server() -> None:
     assert got == [{"type": "http.disconnect"}]
 
 
-async def test_no_watcher_is_left_behind() -> None:
-    """A request that is over leaves no task."""
+@pytest.mark.parametrize("fails", [False, True], ids=["complete", "failed"])
+async def test_no_watcher_is_left_behind(fails: bool) -> None:
+    """A request that is over leaves no task, also where the server has nothing more to report."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(HEAD)
+        if fails:
+            raise ValueError
         await send(chunk(b"", more=False))
 
     before = asyncio.all_tasks()
     await drive(watching(app), ctx=make_context())
-    await asyncio.sleep(0)
+    await settle()
 
     assert asyncio.all_tasks() == before
 

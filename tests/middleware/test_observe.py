@@ -293,10 +293,12 @@ async def test_a_single_chunk_has_no_gap() -> None:
 
     observed = Observed(answering(note=note))
 
-    await observed.drive()
+    seen = await observed.drive()
 
     exposition = observed.metrics.render()
+    assert seen.raised is None
     assert sample(exposition, "llmproxy_inter_token_seconds_count", upstream="") == 0
+    assert sample(exposition, "llmproxy_time_to_first_token_seconds_count", upstream="") == 1
 
 
 async def test_waiting_for_engines_is_not_our_overhead() -> None:

@@ -43,6 +43,7 @@ THINKING = 0.2  # seconds between two requests of a client: load, but not all of
 class Load:
     """Clients that never ask twice, and what became of their requests."""
 
+    host: str = ""
     port: int = 0
     path: Path | None = None
     answered: int = 0
@@ -53,7 +54,7 @@ class Load:
     async def client(self) -> None:
         """Ask again and again over one connection; make a new one only when told to."""
         while not self.over:
-            async with raw_client(port=self.port, path=self.path) as client:
+            async with raw_client(self.host, self.port, path=self.path) as client:
                 await self._ask_until_told_to_close(client)
 
     async def _ask_until_told_to_close(self, client: RawClient) -> None:
@@ -74,16 +75,19 @@ class Load:
             await asyncio.sleep(THINKING)
 
 
-@pytest.mark.parametrize(("over", "rounds"), [("tcp", 7), ("unix", 3)])  # ten in all
+@pytest.mark.parametrize(
+    ("over", "rounds"), [("127.0.0.1", 4), ("::1", 3), ("unix", 3)]
+)  # ten in all
 async def test_no_request_is_lost(over: str, rounds: int, tmp_path: Path) -> None:
     """64 clients that keep their connections and never ask twice; nor does a descriptor leak."""
     path = tmp_path / "llmproxy.sock"
-    settings = {"LLMPROXY_HOST": f"unix:{path}"} if over == "unix" else {"LLMPROXY_PORT": "0"}
+    settings = {"LLMPROXY_HOST": f"unix:{path}"} if over == "unix" else {"LLMPROXY_HOST": over}
     async with scripted(Engine().script) as server:
         environment = {"LLMPROXY_UPSTREAMS": server.url, "LLMPROXY_WORKERS": "2", **settings}
+        environment["LLMPROXY_PORT"] = "0"
         async with running(SERVE, environment) as process:
             await process.says(READY)
-            load = Load(path=path) if over == "unix" else Load(port=port_of(process))
+            load = Load(path=path) if over == "unix" else Load(over, port_of(process))
             descriptors = held_by(process.pid)
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(CLIENTS):

@@ -23,6 +23,7 @@ from llmproxy.records import Upstream
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
 from llmproxy.server.protocol import GuardedProtocol
+from llmproxy.server.sockets import set_options
 from llmproxy.settings import Settings
 from llmproxy.types import ASGIApp
 from tests.support.client import Answer, RawClient, raw_client
@@ -155,6 +156,7 @@ async def served_here(
     config = uvicorn.Config(app, **settings)
     config.load()
     if bounds is not None:
+        set_options(sock, bounds)
         config.http_protocol_class = partial(  # type: ignore[assignment]  # as `serve` does it
             GuardedProtocol,
             bounds=bounds,

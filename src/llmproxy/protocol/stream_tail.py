@@ -11,7 +11,7 @@ from llmproxy import codec
 from llmproxy.records import Ending
 
 KEEP = 2048  # bytes; the last events of every engine we know fit several times
-MOST_CHUNKS = 8  # kept apart before they are folded into one
+MOST_CHUNKS = 4  # kept apart before they are folded into one; 8 cost 0.1 us less and 1 KB more
 
 # An event ends with an empty line, and a line with LF, CR or CRLF. CR LF CR may be the
 # first half of CR LF CR LF, so it does not count yet.
