@@ -206,6 +206,31 @@ async def test_a_checker_who_leaves_takes_nothing_from_the_others() -> None:
     assert engine.accepted == 1
 
 
+async def test_an_asker_who_is_cancelled_takes_nothing_from_the_others() -> None:
+    """The probe is everybody's."""
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(exchange: EngineExchange) -> None:
+        await exchange.request()
+        arrived.set()
+        await go_on.wait()
+        exchange.json({"data": [{"id": "llama"}]})
+
+    async with scripted(script) as engine:
+        server = Server(engine.upstream, transport_for(engine.upstream))
+        health = Health((server,), Metrics())
+        asking = [asyncio.create_task(health.look()) for _ in range(2)]
+        await arrived.wait()
+        asking[0].cancel()
+        await asyncio.wait(asking[:1])
+        go_on.set()
+        found = await asking[1]
+        await server.transport.aclose()
+
+    assert asking[0].cancelled()
+    assert found["engine"].ok
+
+
 @asynccontextmanager
 async def pages(*, open_to_all: bool, key: str | None) -> AsyncIterator[dict[str, Any]]:
     """Build the pages alone, as they stand inside the layers."""

@@ -31,7 +31,8 @@ async def engine(exchange: Exchange) -> None:
 async def run(program: str, *arguments: str) -> tuple[int, str, str]:
     """Run a program with every warning an error; return its exit code and what it said."""
     command = [sys.executable, "-W", "error", str(PROGRAMS / program), *arguments]
-    strict = {"PYTHONASYNCIODEBUG": "1", "PYTHONPATH": os.getcwd()}
+    paths = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    strict = {"PYTHONASYNCIODEBUG": "1", "PYTHONPATH": paths}
     async with running(command, strict) as process:
         code = await process.finished(20)
         return code, process.stdout, process.stderr

@@ -25,6 +25,7 @@ from tests.support.hosts import Wrapping, mounted
 from tests.support.rig import sample, served_here
 from tests.support.streams import CHAT, judge
 from tests.support.upstream import Exchange, Script, ScriptedServer, json_answer, scripted
+from tests.support.wire import patience
 
 ECHO = json_answer({"ok": True})
 STREAM = request_bytes(b"/llm/v1/chat/completions", body=b'{"stream":true}')
@@ -305,6 +306,23 @@ async def test_a_broken_stream_passes_a_hosts_exception_handler() -> None:
     assert judge(CHAT, answer.body).error is not None
     assert b"handled" not in answer.body
     assert not complete
+
+
+async def test_a_hosts_lifespan_closes_every_mount() -> None:
+    """When the host stops and not when the loop ends: nothing stays open at the engines."""
+    async with scripted(ECHO) as engine:
+        first, second = proxy_for(engine), proxy_for(engine)
+        host = Starlette(
+            routes=[Mount("/one", first), Mount("/two", second)], lifespan=llmproxy.lifespan
+        )
+        async with served_here(host) as port:
+            for mount in (b"/one", b"/two"):
+                await ask(port, request_bytes(mount + b"/v1/chat/completions"))
+            kept_open = engine.open
+        async with patience("both were closed", 2):  # idle connections would live for 4 s
+            await engine.abandoned()
+
+    assert kept_open == 2
 
 
 async def test_a_websocket_is_turned_away() -> None:

@@ -81,6 +81,22 @@ async def says_nonsense(exchange: Exchange) -> None:
     exchange.send(f"{ANSWER}\r\n{UPSTREAM_KEY}\r\n\r\n".encode())
 
 
+async def sends_an_ambiguous_head(exchange: Exchange) -> None:
+    await exchange.request()
+    exchange.send(
+        b"HTTP/1.1 200 OK\r\nx-internal: %b\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"
+        % UPSTREAM_KEY.encode()
+    )
+
+
+async def ends_before_it_begins(exchange: Exchange) -> None:
+    await exchange.request()
+    exchange.send(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nset-cookie: %b\r\n"
+        b"content-length: 0\r\n\r\n" % COOKIE.encode()
+    )
+
+
 async def refuses_our_key(exchange: Exchange) -> None:
     request = await exchange.request()
     told = {"error": {"message": f"{ANSWER}: {request.header(b'authorization')!r} is not valid"}}
@@ -119,6 +135,8 @@ CASES = {
     "silent": Case(stays_silent, own_answer=True),
     "hung_up": Case(hangs_up),
     "nonsense": Case(says_nonsense),
+    "ambiguous_head": Case(sends_an_ambiguous_head),
+    "empty_stream": Case(ends_before_it_begins),
     "our_key_refused": Case(refuses_our_key),
     "sent_away": Case(sends_away),
     "bad_json": Case(request=asking(body=BODY[:-1])),
@@ -210,9 +228,14 @@ async def test_the_callers_key_never_reaches_the_engine() -> None:
     assert seen(said) == [ANSWER]
 
 
-async def test_a_5xx_names_no_host_and_no_software() -> None:
+@pytest.mark.parametrize(
+    "script",
+    [hangs_up, says_nonsense, sends_an_ambiguous_head, ends_before_it_begins],
+    ids=lambda script: script.__name__,
+)
+async def test_a_5xx_names_no_host_and_no_software(script: Script) -> None:
     """Not the address, not the exception, not the version."""
-    async with scripted(hangs_up) as engine, proxied(engine.upstream) as proxy:
+    async with scripted(script) as engine, proxied(engine.upstream) as proxy:
         answer = await proxy.ask(CASES["answered"].request)
 
     said = (answer.raw + answer.body).lower()
