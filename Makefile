@@ -42,9 +42,9 @@ bench-micro: .venv/dev .venv/installed ## what each part costs by itself, in ns 
 lock: .venv/dev ## write the versions of all dependencies down anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-header \
-	  --no-annotate --no-emit-index-url --upgrade -o requirements/run.txt
+	  --no-annotate --upgrade -o requirements/run.txt
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --no-header \
-	  --no-annotate --no-emit-index-url -c requirements/run.txt -o requirements/dev.txt
+	  --no-annotate -c requirements/run.txt -o requirements/dev.txt
 
 clean: ## remove what was built and installed
 	rm -rf .venv .bench .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
