@@ -37,20 +37,6 @@ async def test_the_rest_is_not_allowed(method: bytes) -> None:
     assert engine.accepted == 0
 
 
-async def test_connect_makes_no_tunnel() -> None:
-    """Whatever it is answered, no engine hears of it."""
-    async with (
-        scripted(ECHO) as engine,
-        proxied(engine.upstream) as proxy,
-        proxy.client() as client,
-    ):
-        client.send(b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nhost: 127.0.0.1:22\r\n\r\n")
-        said = await client.some()
-
-    assert said == b"" or int(said.split(b" ")[1]) in (400, 404, 405, 501)
-    assert engine.accepted == 0
-
-
 async def test_an_upgrade_is_not_made() -> None:
     """A request that wants another protocol is answered in this one."""
     wish = [

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import ClientGone, InvalidJson, UpstreamBroken, UpstreamTimeout
+from llmproxy.errors import (
+    ClientGone,
+    InvalidJson,
+    ProxyError,
+    Stopped,
+    UpstreamBroken,
+    UpstreamTimeout,
+)
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.observe import ObserveMiddleware
 from llmproxy.protocol.stream_tail import StreamTail
@@ -124,17 +131,22 @@ async def test_each_ending_has_its_word(
     assert observed.counted(status=str(status), outcome=outcome) == 1
 
 
-async def test_who_left_before_an_answer_is_a_499() -> None:
-    """Nothing was sent, so there is no other status."""
+@pytest.mark.parametrize(
+    ("error", "status"), [(ClientGone("no"), 499), (Stopped("no"), 503)], ids=["gone", "stopped"]
+)
+async def test_what_ended_before_an_answer_has_the_status_of_its_failure(
+    error: ProxyError, status: int
+) -> None:
+    """Nothing was sent, so there is no other."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        get_context(scope).failure = ClientGone("no")
+        get_context(scope).failure = error
 
     observed = Observed(app)
 
     await observed.drive()
 
-    assert observed.line["status"] == 499
+    assert observed.line["status"] == status
 
 
 @pytest.mark.parametrize(
