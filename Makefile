@@ -1,7 +1,9 @@
 # Everything a developer calls. Two of them are all that a newcomer needs: `make run` and
 # `make test`; both set up what they need in .venv.
 
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name))))
+# The first Python that runs and is new enough: a name on the path may be a version manager's
+# stand-in for a version that is not switched on.
+FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 BIN := .venv/bin
 SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml README.md LICENSE
 
@@ -50,12 +52,11 @@ clean: ## remove what was built and installed
 	rm -rf .venv .bench .engines build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/python:
-	@test -n "$(PYTHON)" || { echo "No python3 was found: install Python 3.11 or newer."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than 3.11: set PYTHON=/path/to/a/newer/python."; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-	  { echo "$(PYTHON) lacks venv: install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
-	$(PYTHON) -m venv .venv
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	  if $$python -c '$(FIT)' 2>/dev/null; then exec $$python -m venv .venv; fi; \
+	done; \
+	echo "No Python 3.11 or newer with venv was found$(PYTHON:%= as %). Install one (on Debian and" \
+	  "Ubuntu python3-venv too), or set PYTHON=/path/to/python."; exit 1
 	@touch $@
 
 .venv/run: .venv/python requirements/run.txt
