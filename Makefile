@@ -7,8 +7,13 @@ FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 BIN := .venv/bin
 SOURCES := $(shell find src -name '*.py' -o -name py.typed) pyproject.toml README.md LICENSE
 
+# Processes that the tests are spread over: most of them wait, so two for each of two cores.
+TESTERS := 4
+# The tests start some hundred Pythons, and none of them has to compile anything twice.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check format test-engines bench bench-micro lock clean
+.PHONY: help run test check format test-engines bench bench-micro hardship lock clean
 
 help: ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,7 +23,7 @@ run: .venv/installed ## start the proxy, with a demo upstream when none is confi
 
 test: check ## all checks and all tests
 	@command -v nginx >/dev/null || echo "nginx is not installed: the tests of nginx/ are left out."
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 check: .venv/dev .venv/installed ## format, lint, types, imports
 	$(BIN)/ruff format --check .
@@ -40,6 +45,9 @@ bench: .venv/dev .venv/installed ## the proxy beside nginx and others (sets the 
 
 bench-micro: .venv/dev .venv/installed ## what each part costs by itself, in ns (some 30 seconds)
 	$(BIN)/python -m benchmarks.micro
+
+hardship: .venv/dev .venv/installed ## what the server withstands, each figure with its limit (some 16 minutes)
+	$(BIN)/python -m benchmarks.hardship --write-page
 
 lock: .venv/dev ## write the versions of all dependencies down anew
 	$(BIN)/pip install --quiet uv

@@ -7,14 +7,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy.errors import Outcome
 from llmproxy.metrics import MOST_MODELS, OTHER, Metrics
+from llmproxy.records import Usage
 from tests.support.rig import sample
 
 FAMILIES = {
     "llmproxy_requests": "counter",
+    "llmproxy_tokens": "counter",
     "llmproxy_request_duration_seconds": "histogram",
     "llmproxy_time_to_first_token_seconds": "histogram",
     "llmproxy_inter_token_seconds": "histogram",
     "llmproxy_overhead_seconds": "histogram",
+    "llmproxy_queue_seconds": "histogram",
+    "llmproxy_queue_depth": "gauge",
+    "llmproxy_limit_rejections": "counter",
+    "llmproxy_soft_budget_requests": "counter",
+    "llmproxy_settlements_dropped": "counter",
     "llmproxy_inflight_requests": "gauge",
     "llmproxy_upstream_attempts": "counter",
     "llmproxy_upstream_inflight": "gauge",
@@ -47,11 +54,17 @@ def busy() -> Metrics:
     metrics = Metrics()
     metrics.inflight(1)
     count(metrics)
+    metrics.tokens("m", Usage(30, 5, cached=16, reasoning=2))
     metrics.stream("gpu1", 0.2, 0.01)
     metrics.asking("gpu1", 1)
     metrics.attempt("gpu1", "ok")
     metrics.probed("gpu1", True)
     metrics.lag(0.001)
+    metrics.limit_rejected("60 req/min per key")
+    metrics.soft_budget_reached("soft:5 usd/day per key")
+    metrics.settlements_dropped(1)
+    metrics.waiting(1)
+    metrics.waited(0.2)
     return metrics
 
 
@@ -103,6 +116,23 @@ def test_a_request_is_counted_under_its_labels() -> None:
     assert sample(told, requests, **labels, status="200", outcome="completed") == 2
     assert sample(told, requests, **labels, status="502", outcome="upstream_failed") == 1
     assert sample(told, "llmproxy_request_duration_seconds_count", upstream="gpu1") == 3
+
+
+def test_tokens_are_counted_by_model_and_kind() -> None:
+    """Under a name that somebody has answered to, and none that a caller has made up."""
+    metrics = Metrics()
+    count(metrics)
+    metrics.tokens("m", Usage(30, 5, cached=16, reasoning=2))
+    metrics.tokens("m", Usage(3, 1))
+    metrics.tokens("made up", Usage(7, 0))
+
+    told = metrics.render()
+
+    kinds = ("prompt", "completion", "cached", "reasoning")
+    name = "llmproxy_tokens_total"
+    assert [sample(told, name, model="m", kind=kind) for kind in kinds] == [33, 6, 16, 2]
+    assert sample(told, name, model=OTHER, kind="prompt") == 7
+    assert b"made up" not in told
 
 
 def test_a_histogram_adds_up() -> None:

@@ -5,8 +5,8 @@ import asyncio
 from llmproxy.records import Clocks, Ending
 from llmproxy.relay import COMMENT, FOR_EVER, Relay
 from llmproxy.stalls import Stalls
-from llmproxy.transport.interface import Silence
-from llmproxy.types import Header, Message
+from llmproxy.transport.interface import Silence, Taker
+from llmproxy.types import Header, Message, Writer
 from tests.support.builders import make_context
 
 
@@ -21,6 +21,9 @@ class SilentCall:
     async def read(self, within: float) -> bytes:
         await asyncio.sleep(within)
         raise Silence
+
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        return True
 
     def close(self) -> None:
         """Nothing is open."""
@@ -45,3 +48,67 @@ async def test_a_comment_that_nobody_takes_is_a_send_like_any_other() -> None:
 
     assert running.cancelled()
     assert delivery.stalled
+
+
+class Dripping(SilentCall):
+    """A stream whose pieces are handed on, one at a time."""
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+        self.first = True
+
+    async def read(self, within: float) -> bytes:
+        if self.first:
+            self.first = False
+            return b"data: 1\n\n"
+        self.over = True
+        return b"data: [DONE]\n\n"
+
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        await asyncio.sleep(0)
+        while self.left > 0:
+            self.left -= 1
+            if not sink(b"data: 2\n\n"):
+                return False
+        return True
+
+
+class Narrow(Writer):
+    """A client that takes one piece, and the next when it is told to."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.takes_more = asyncio.Event()
+        self.waited_for = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        """Take what is sent in the usual way."""
+
+    def write(self, body: bytes) -> bool:
+        self.written += 1
+        self.takes_more.clear()
+        return False
+
+    async def room(self) -> None:
+        self.waited_for.set()
+        await self.takes_more.wait()
+        self.waited_for.clear()
+
+
+async def test_nothing_is_written_to_a_client_that_has_no_room() -> None:
+    """However slowly the pieces come: each of them would wait in our memory."""
+    client = Narrow()
+    delivery = Stalls(0).begin(watched=True)
+    relay = Relay(make_context(), Dripping(3), client.send, delivery, Clocks())
+    running = asyncio.create_task(
+        relay.run(Ending.CHAT, first_byte_due=FOR_EVER, deadline=FOR_EVER)
+    )
+    for number in (1, 2, 3):
+        await asyncio.wait_for(client.waited_for.wait(), 5)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert client.written == number
+        client.takes_more.set()
+        client.waited_for.clear()
+    client.takes_more.set()
+    await asyncio.wait_for(running, 5)

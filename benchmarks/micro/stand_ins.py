@@ -9,6 +9,7 @@ from benchmarks.micro.messages import CHUNK, LAST_CHUNK
 from llmproxy.logs import Line, json_line
 from llmproxy.transport import Call, Outgoing
 from llmproxy.transport.http1.connection import Connection
+from llmproxy.transport.interface import Taker
 from llmproxy.types import Header, Message, Receive, Scope, Send
 
 
@@ -108,6 +109,9 @@ class ReadyCall:
         self.over = True
         return self._last
 
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        return True
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -177,6 +181,9 @@ class Watch:
     def __init__(self) -> None:
         self.task: Any = asyncio.current_task()
         self.wanted = 0
+
+    def notes(self, headers: list[Header]) -> None:
+        return None
 
     def cancel_when_gone(self, wanted: bool) -> None:
         self.wanted += wanted

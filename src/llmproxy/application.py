@@ -2,26 +2,40 @@
 
 import asyncio
 import hashlib
-import importlib
 import logging
 import socket
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
+from llmproxy.admin.api import AdminApi, Caller, nobody
+from llmproxy.admin.audit import AuditLog
 from llmproxy.admin.health import Pages
+from llmproxy.admin.key_register import KeyRegister
 from llmproxy.admin.keys import AdminKey
+from llmproxy.assembly import Engines, assemble
+from llmproxy.context import get_context
+from llmproxy.errors import ProxyError, StoreUnavailable
 from llmproxy.forward import Forward
 from llmproxy.logs import AccessLog, HostLog
 from llmproxy.metrics import Metrics
+from llmproxy.middleware.auth import call_of
+from llmproxy.middleware.shedding import SheddingMiddleware
 from llmproxy.protocol.endpoints import Paths
 from llmproxy.protocol.trust import TrustedProxies
+from llmproxy.rate_limit import cgroup
+from llmproxy.rate_limit.pressure import Pressure
+from llmproxy.records import Principal
 from llmproxy.routing.health import Health
-from llmproxy.routing.rotation import Rotation, Server
+from llmproxy.routing.rotation import Rotation
+from llmproxy.routing.server import Server
 from llmproxy.settings import Settings
-from llmproxy.stack import Frame, Layer, build
+from llmproxy.settings.engines import FIELDS
+from llmproxy.settings.issuing import why_not_issued
+from llmproxy.stack import Frame, Part, build
 from llmproxy.stalls import Stalls
 from llmproxy.transport.connect import transport_for
 from llmproxy.types import ASGIApp, Receive, Scope, Send
@@ -30,21 +44,33 @@ LAG_PERIOD = 0.1  # seconds between two looks at how late the event loop is
 
 log = logging.getLogger("llmproxy")
 
-_apps: "weakref.WeakSet[LLMProxy]" = weakref.WeakSet()
+
+class Closable(Protocol):
+    """What a host's lifespan ends."""
+
+    async def aclose(self) -> None:
+        """Close what belongs to the running event loop."""
+
+
+_open: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 
 
 class LLMProxy:
     """The ASGI app. Starts itself on the first request of each event loop it is used on."""
 
-    def __init__(self, settings: Settings, *, access_log: AccessLog | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, access_log: AccessLog | None = None, place: int = 0
+    ) -> None:
+        """`place` is which of several workers this is, from 0."""
         self.settings = settings
         self.draining = False
         self.metrics = Metrics()
+        self.pressure = Pressure()
+        self._place = place
         self._access_log = access_log or HostLog()
-        self._layers = [layer_named(name) for name in settings.middleware]
         self._mark = mark_of(settings)
         self._running: Running | None = None
-        _apps.add(self)
+        to_be_closed(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         running = self._running
@@ -67,11 +93,14 @@ class LLMProxy:
         )
         health = Health(servers, self.metrics)
         trusted_proxies = TrustedProxies(settings.trusted_proxies)
+        engines = assemble(settings, self.metrics, trusted_proxies, self._place)
         admin_key = AdminKey(settings.admin_key.get_secret_value() if settings.admin_key else None)
+        caller = caller_of(engines)
         pages = Pages(
             health=health,
             metrics=self.metrics,
             admin_key=admin_key,
+            caller=caller,
             open_to_all=settings.on_loopback,
             draining=lambda: self.draining,
         )
@@ -80,8 +109,9 @@ class LLMProxy:
             access_log=self._access_log,
             trusted_proxies=trusted_proxies,
             paths=Paths(settings.upstreams),
-            pages=pages.by_path(),
+            pages={**pages.by_path(), **self._admin(engines, admin_key, caller).pages()},
             admin_key=admin_key,
+            keys_decide=engines.authenticator is not None,
             mark=self._mark,
             cors_origins=settings.cors_origins,
             max_body=settings.max_body,
@@ -96,11 +126,30 @@ class LLMProxy:
             trusted_proxies=trusted_proxies,
             mark=self._mark,
         )
-        app = build(frame, self._layers, forward)
+        shedding = Part(gate=lambda app: SheddingMiddleware(app, pressure=self.pressure))
+        app = build(frame, (shedding, *engines.parts), forward)
         loop = asyncio.get_running_loop()
-        self._running = running = Running(loop, app, servers, health, stalls)
+        self._running = running = Running(loop, app, servers, health, stalls, engines)
         running.supervisor = loop.create_task(self._supervise(running), name="llmproxy")
         return running
+
+    def _admin(self, engines: Engines, admin_key: AdminKey, caller: Caller) -> AdminApi:
+        audit = AuditLog(engines.store)
+        register = KeyRegister(
+            engines.issued,
+            audit,
+            fields=FIELDS,
+            configured=lambda: engines.configured.entries,
+            objections=partial(why_not_issued, self.settings),
+            lasting=self.settings.store.shared,
+        )
+        return AdminApi(
+            admin_key=admin_key,
+            register=register,
+            audit=audit,
+            limiter=engines.limiter,
+            caller=caller,
+        )
 
     async def aclose(self) -> None:
         """Close what belongs to the running event loop. The app can be used again."""
@@ -115,14 +164,20 @@ class LLMProxy:
 
     async def _supervise(self, running: "Running") -> None:
         """Live as long as the loop or until `aclose`; whichever ends it, everything is closed."""
+        memory = running.loop.create_task(cgroup.watch(self.pressure))
         try:
+            await running.engines.start()
             while True:
                 due = running.loop.time() + LAG_PERIOD
                 await asyncio.sleep(LAG_PERIOD)
-                self.metrics.lag(max(0.0, running.loop.time() - due))
+                late = max(0.0, running.loop.time() - due)
+                self.metrics.lag(late)
+                self.pressure.lag(late, running.loop.time())
         finally:
+            memory.cancel()
             running.stalls.close()
             running.health.close()
+            await running.engines.aclose()
             for server in running.servers:
                 await server.transport.aclose()
             # Closed sockets are let go in the next turn of the loop; a loop that ends before
@@ -150,7 +205,13 @@ class Running:
     servers: tuple[Server, ...]
     health: Health
     stalls: Stalls
+    engines: Engines
     supervisor: asyncio.Task[None] | None = None
+
+
+def to_be_closed(app: Closable) -> None:
+    """Have `lifespan` close this one, too."""
+    _open.add(app)
 
 
 def create_app(settings: Settings | None = None) -> LLMProxy:
@@ -167,15 +228,25 @@ async def lifespan(host: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for app in list(_apps):
+        for app in list(_open):
             await app.aclose()
 
 
-def layer_named(name: str) -> Layer:
-    """Return a layer of the operator's own, by `package.module:Class`."""
-    module, _, attribute = name.partition(":")
-    layer: Layer = getattr(importlib.import_module(module), attribute)
-    return layer
+def caller_of(engines: Engines) -> Caller:
+    """Return who can tell whose key a request to our own pages carries."""
+    authenticator = engines.authenticator
+    if authenticator is None:
+        return nobody
+
+    async def caller(scope: Scope) -> Principal | None:
+        try:
+            return await authenticator.authenticate(call_of(scope, get_context(scope)))
+        except StoreUnavailable:
+            raise
+        except ProxyError:
+            return None
+
+    return caller
 
 
 def mark_of(settings: Settings) -> bytes:

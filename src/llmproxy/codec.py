@@ -14,7 +14,10 @@ def loads(data: bytes | str) -> Any:
 
 def dumps(value: object) -> bytes:
     """Write JSON on one line; what JSON has no form for is written as text."""
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(value, default=str)
+    except TypeError:  # a key that is no text; to be ready for one costs as much as all the rest
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
 
 
 def dumps_pretty(value: object) -> bytes:

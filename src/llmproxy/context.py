@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmproxy.errors import LayerMissing, ProxyError
-from llmproxy.records import Endpoint, InferenceRequest, Upload
-from llmproxy.types import Scope
+from llmproxy.records import Endpoint, InferenceRequest, Principal, Upload
+from llmproxy.types import Header, Scope
 
 if TYPE_CHECKING:
     from llmproxy.protocol.stream_tail import StreamTail
+    from llmproxy.protocol.usage_tap import UsageTap
 
 SCOPE_KEY = "llmproxy.context"
 
@@ -41,6 +42,9 @@ class RequestContext:
 
     endpoint: Endpoint | None = None
     """What the path stands for."""
+
+    principal: Principal | None = None
+    """Who is calling; None where nobody is asked."""
 
     body: bytes | Upload | None = None
     """The whole body, or the one that is still coming in."""
@@ -72,6 +76,15 @@ class RequestContext:
     tail: "StreamTail | None" = None
     """The end of the stream that has been begun; None for every other answer."""
 
+    outgoing: bytes | None = None
+    """The body as the model server gets it, where it is not the caller's own."""
+
+    limit_headers: tuple[Header, ...] = ()
+    """What an answer tells of the caller's limits."""
+
+    tap: "UsageTap | None" = None
+    """Tells at any time what the request has used; None where nobody wants to know."""
+
     waited: float = 0.0
     """Seconds spent waiting for upstreams: what is left of the whole is our own overhead."""
 
@@ -83,6 +96,7 @@ WRITERS = {
     "client": "observe",
     "path": "entrance",
     "endpoint": "entrance",
+    "principal": "auth",
     "body": "body",
     "inference": "body",
     "status": "observe",
@@ -93,6 +107,9 @@ WRITERS = {
     "first_byte_at": "relay",
     "chunks": "relay",
     "tail": "relay",
+    "outgoing": "usage",
+    "limit_headers": "rate_limit",
+    "tap": "usage",
     "waited": "forward",
     "failure": "errors",
 }

@@ -5,11 +5,18 @@
     - InvalidRequest             400
     - InvalidJson                400
     - Unauthenticated            401
+    + Forbidden                  403, a good key that does not open this door
+      - ModelNotAllowed          403
+      - RouteNotAllowed          403
+      - AddressNotAllowed        403
     - NotFound                   404
     - MethodNotAllowed           405
     - RequestTimeout             408
+    - Conflict                   409
     - RequestTooLarge            413
     - UnsupportedEncoding        415
+    - RateLimited                429
+    - QuotaSpent                 429
     - LoopDetected               508, the request has come through this proxy before
   + UpstreamError                the model server let us down
     - UpstreamUnreachable        502
@@ -19,7 +26,9 @@
     - UpstreamTimeout            504
   + CapacityError                we are the ones who cannot take it now
     - Overloaded                 503
+    - DeadlineTooShort           504, the caller would not stay until it is its turn
     - Draining                   503
+    - StoreUnavailable           503
   + ClientGone                   499, nobody is left to read an answer
   + Stopped                      503, this process ended before the answer was complete
   + InternalError                500, our own bug
@@ -102,6 +111,31 @@ class Unauthenticated(RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(RequestError):
+    """The key is a good one and does not open this door."""
+
+    kind = "permission_error"
+    status = 403
+
+
+class ModelNotAllowed(Forbidden):
+    """The key may not use this model."""
+
+    code = "model_not_allowed"
+
+
+class RouteNotAllowed(Forbidden):
+    """The key may not call this path."""
+
+    code = "route_not_allowed"
+
+
+class AddressNotAllowed(Forbidden):
+    """The key may not be used from where the request comes."""
+
+    code = "ip_not_allowed"
+
+
 class NotFound(RequestError):
     """Nothing is served at this path."""
 
@@ -123,6 +157,13 @@ class RequestTimeout(RequestError):
     code = "request_timeout"
 
 
+class Conflict(RequestError):
+    """What is asked for does not fit to how things are: a name is taken, say."""
+
+    status = 409
+    code = "conflict"
+
+
 class RequestTooLarge(RequestError):
     """The body is larger than configured."""
 
@@ -135,6 +176,22 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     code = "unsupported_encoding"
+
+
+class RateLimited(RequestError):
+    """A limit is reached; it opens again by itself."""
+
+    kind = "rate_limit_error"
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class QuotaSpent(RequestError):
+    """A budget is spent; asking again soon changes nothing."""
+
+    kind = "insufficient_quota"
+    status = 429
+    code = "insufficient_quota"
 
 
 class LoopDetected(RequestError):
@@ -204,11 +261,25 @@ class Overloaded(CapacityError):
     code = "overloaded"
 
 
+class DeadlineTooShort(CapacityError):
+    """The time that the caller has set is over before a slot would be free."""
+
+    status = 504
+    code = "deadline_too_short"
+
+
 class Draining(CapacityError):
     """This process is about to stop."""
 
     status = 503
     code = "draining"
+
+
+class StoreUnavailable(CapacityError):
+    """Keys or budgets cannot be looked up now, and nobody is let in on trust."""
+
+    status = 503
+    code = "store_unavailable"
 
 
 class ClientGone(ProxyError):

@@ -1,6 +1,6 @@
 """The end of the chain: one attempt against one server.
 
-Reads:  body, endpoint, engine_id, fields, inference, path, started_at
+Reads:  body, endpoint, engine_id, fields, inference, outgoing, path, started_at
 Writes: attempts, upstream, waited
 Raises: ClientGone, InvalidRequest, NoUpstream, UpstreamAuth
 """
@@ -11,22 +11,24 @@ from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
-    InvalidRequest,
     ProxyError,
     UpstreamAuth,
     present,
 )
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
+from llmproxy.protocol.request_options import timeout_of
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Ending, Upload, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
-from llmproxy.routing.rotation import Rotation, Server
+from llmproxy.routing.rotation import Rotation
+from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
 from llmproxy.transport import Outgoing
+from llmproxy.transport.interface import Repeated
 from llmproxy.types import Receive, Scope, Send, watched
 
-LONGEST_TIMEOUT = 86_400.0  # seconds; a day is longer than any answer
+MOST_NOTES = 16  # about one head; more upstreams than that are asked anew each time
 
 
 class Forward:
@@ -112,42 +114,43 @@ class Forward:
             call.close()
 
     def _outgoing(self, scope: Scope, ctx: RequestContext, upstream: Upstream) -> Outgoing:
-        headers = scope["headers"]
-        client = scope.get("client")
-        address = client[0] if client else None
-        origin = origin_headers(
-            headers,
-            client=address,
-            scheme=scope.get("scheme", "http"),
-            trusted=self.trusted_proxies.include(address),
-            via=self.via,
-        )
         native = present(ctx.endpoint, "endpoint").native
-        body: bytes | Upload = b"" if ctx.body is None else ctx.body
+        body: bytes | Upload | None = ctx.outgoing if ctx.outgoing is not None else ctx.body
         path = present(ctx.path, "path")
         return Outgoing(
             method=scope["method"].encode("ascii"),
             target=target_of(path, scope["query_string"], upstream, native=native),
-            headers=request_headers(headers, upstream, ctx.engine_id, origin),
-            body=body,
+            headers=[(b"x-request-id", ctx.engine_id.encode())],
+            body=b"" if body is None else body,
+            repeated=self._repeated(scope, upstream),
         )
+
+    def _repeated(self, scope: Scope, upstream: Upstream) -> Repeated:
+        """Return the headers that are the same each time a client repeats its own."""
+        headers = scope["headers"]
+        client = scope.get("client")
+        address = client[0] if client else None
+        scheme = scope.get("scheme", "http")
+        exchange = watched(scope)
+        notes = exchange.notes(headers) if exchange is not None else None
+        about = (upstream.name, address, scheme)
+        if notes is not None and (known := notes.get(about)) is not None:
+            assert isinstance(known, Repeated)
+            return known
+        origin = origin_headers(
+            headers,
+            client=address,
+            scheme=scheme,
+            trusted=self.trusted_proxies.include(address),
+            via=self.via,
+        )
+        repeated = Repeated(request_headers(headers, upstream, origin))
+        if notes is not None and len(notes) < MOST_NOTES:
+            notes[about] = repeated
+        return repeated
 
     def _total(self, ctx: RequestContext) -> float:
         """Return the seconds that the request may take: ours, or fewer that the caller set."""
         total = self.clocks.total or FOR_EVER
-        wanted = ctx.fields.get(b"x-llmproxy-timeout")
-        return total if wanted is None else min(total, seconds(wanted))
-
-
-def seconds(value: bytes) -> float:
-    """Read a caller's x-llmproxy-timeout."""
-    try:
-        result = float(value)
-    except ValueError:
-        result = -1.0
-    if not 0 < result <= LONGEST_TIMEOUT:  # NaN fails this too
-        raise InvalidRequest(
-            "`x-llmproxy-timeout` must be a number of seconds above 0, 86400 at most.",
-            param="x-llmproxy-timeout",
-        )
-    return result
+        wanted = timeout_of(ctx.fields)
+        return total if wanted is None else min(total, wanted)

@@ -99,7 +99,11 @@ class BatchLog:
 
 def json_line(line: Line) -> bytes:
     """One JSON object; what is None is left out."""
-    fields = {name: value for name, value in line.items() if value is not None}
+    fields = dict(line)
+    if None in fields.values():
+        for name, value in line.items():
+            if value is None:
+                del fields[name]
     return codec.dumps(fields) + b"\n"
 
 

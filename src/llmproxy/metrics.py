@@ -18,8 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from llmproxy.errors import Outcome
+from llmproxy.records import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+MOST_LIMITS = 500
 MOST_MODELS = 200
 LONGEST_MODEL = 128  # characters
 OTHER = "other"
@@ -38,6 +40,7 @@ _BOUNDS = {
     "llmproxy_time_to_first_token_seconds": _WAIT,
     "llmproxy_inter_token_seconds": _GAP,
     "llmproxy_overhead_seconds": _OVERHEAD,
+    "llmproxy_queue_seconds": _WAIT,
     "llmproxy_event_loop_lag_seconds": _LAG,
 }
 
@@ -91,12 +94,18 @@ class Metrics:
         self._attempts: defaultdict[Labels, int] = defaultdict(int)
         self._upstream_inflight: defaultdict[Labels, int] = defaultdict(int)
         self._upstream_up: dict[Labels, int] = {}
+        self._tokens: defaultdict[Labels, int] = defaultdict(int)
         self._inflight = 0
         self._duration: dict[Labels, Distribution] = {}
         self._first_token: dict[Labels, Distribution] = {}
         self._gap: dict[Labels, Distribution] = {}
         self._overhead = Distribution(_OVERHEAD)
         self._lag = Distribution(_LAG)
+        self._queue_depth = 0
+        self._queue = Distribution(_WAIT)
+        self._limit_rejections: defaultdict[Labels, int] = defaultdict(int)
+        self._soft_budgets: defaultdict[Labels, int] = defaultdict(int)
+        self._dropped: defaultdict[Labels, int] = defaultdict(int)
         self._models: set[str] = set()
         self.others: Callable[[], list[State]] = list
         """Where the tables of other workers come from; nobody else's without any."""
@@ -130,6 +139,16 @@ class Metrics:
         if gap is not None:
             _of(self._gap, server, _GAP).add(gap)
 
+    def tokens(self, model: str | None, usage: Usage) -> None:
+        """Record what a request has used; after the request itself, which makes a model known."""
+        label, table = self._label(model), self._tokens
+        table[label, "prompt"] += usage.prompt
+        table[label, "completion"] += usage.completion
+        if usage.cached:
+            table[label, "cached"] += usage.cached
+        if usage.reasoning:
+            table[label, "reasoning"] += usage.reasoning
+
     def asking(self, upstream: str, change: int) -> None:
         """Count a request to an upstream in or out."""
         self._upstream_inflight[(upstream,)] += change
@@ -141,6 +160,26 @@ class Metrics:
     def probed(self, upstream: str, up: bool) -> None:
         """Record what a probe has found."""
         self._upstream_up[(upstream,)] = int(up)
+
+    def limit_rejected(self, limit: str) -> None:
+        """Record a request that was refused because of this limit or budget."""
+        self._limit_rejections[(_bounded(self._limit_rejections, limit),)] += 1
+
+    def soft_budget_reached(self, budget: str) -> None:
+        """Record a request that was let in although this soft budget is spent."""
+        self._soft_budgets[(_bounded(self._soft_budgets, budget),)] += 1
+
+    def settlements_dropped(self, count: int) -> None:
+        """Record amounts that could not be kept until the store was back."""
+        self._dropped[()] += count
+
+    def waiting(self, change: int) -> None:
+        """Count a request into the queue or out of it."""
+        self._queue_depth += change
+
+    def waited(self, seconds: float) -> None:
+        """Record how long a request was in the queue, whatever became of it."""
+        self._queue.add(seconds)
 
     def lag(self, seconds: float) -> None:
         """Record how late the event loop was."""
@@ -180,6 +219,8 @@ class Metrics:
         if alive:
             for _, count in state.get("llmproxy_inflight_requests", ()):
                 self._inflight += count
+            for _, count in state.get("llmproxy_queue_depth", ()):
+                self._queue_depth += count
             for labels, count in state.get("llmproxy_upstream_inflight", ()):
                 self._upstream_inflight[tuple(labels)] += count
             for labels, up in state.get("llmproxy_upstream_up", ()):
@@ -210,6 +251,30 @@ class Metrics:
             ("upstream", "result"),
             self._attempts,
         )
+        yield (
+            "llmproxy_tokens",
+            "Tokens that were used: cached ones are part of the prompt, reasoning of the answer.",
+            ("model", "kind"),
+            self._tokens,
+        )
+        yield (
+            "llmproxy_limit_rejections",
+            "Requests that were refused because of a limit or a budget.",
+            ("limit",),
+            self._limit_rejections,
+        )
+        yield (
+            "llmproxy_soft_budget_requests",
+            "Requests that were let in although a budget that only warns is spent.",
+            ("budget",),
+            self._soft_budgets,
+        )
+        yield (
+            "llmproxy_settlements_dropped",
+            "Amounts of limits and budgets that were lost while the store was away.",
+            (),
+            self._dropped,
+        )
 
     def gauges(self) -> Iterator[tuple[str, str, Labels, dict[Labels, int]]]:
         """Return the same of everything that is a state."""
@@ -218,6 +283,12 @@ class Metrics:
             "Requests that have not ended yet.",
             (),
             {(): self._inflight},
+        )
+        yield (
+            "llmproxy_queue_depth",
+            "Requests that wait for their turn.",
+            (),
+            {(): self._queue_depth},
         )
         yield (
             "llmproxy_upstream_inflight",
@@ -259,11 +330,22 @@ class Metrics:
             {(): self._overhead},
         )
         yield (
+            "llmproxy_queue_seconds",
+            "The time in the queue of the requests that had to wait for their turn.",
+            (),
+            {(): self._queue},
+        )
+        yield (
             "llmproxy_event_loop_lag_seconds",
             "How late the event loop was for an appointment with itself.",
             (),
             {(): self._lag},
         )
+
+
+def _bounded(table: dict[Labels, int], label: str) -> str:
+    """Return a label that may be counted: keys are issued with whatever limits one likes."""
+    return label if (label,) in table or len(table) < MOST_LIMITS else OTHER
 
 
 def _of(table: dict[Labels, Distribution], label: str, bounds: Sequence[float]) -> Distribution:

@@ -18,7 +18,7 @@ from llmproxy.records import Clocks, Ending
 from llmproxy.stalls import Delivery
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
-from llmproxy.types import Send
+from llmproxy.types import Send, Writer, writer_of
 
 COMMENT = b": keep-alive\n\n"
 FOR_EVER = float("inf")
@@ -33,18 +33,20 @@ class Relay:
         self.ctx = ctx
         self.call = call
         self.send = send
+        self.writer = writer_of(send)
         self.delivery = delivery
         self.idle = clocks.idle or FOR_EVER
         self.kind = kind_of(call.headers)
         self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
         self.tail: StreamTail | None = None
         self.begun = False
+        self.chunks = 0
 
     async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
         """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
         ctx, call, send, delivery = self.ctx, self.call, self.send, self.delivery
         tail = self.tail = ctx.tail = tail_for(call.status, self.kind, ending)
-        read, note = call.read, tail.note if tail is not None else None
+        read = call.read
 
         chunk = b""
         if not call.over:
@@ -58,20 +60,21 @@ class Relay:
 
         patience = min(self.idle, self.comment)
         unhurried = deadline == FOR_EVER
-        chunks = 0
         try:
             while chunk:
-                chunks += 1
-                if note is not None:
-                    note(chunk)
+                self._notice(chunk)
                 if call.over:
                     break
                 delivery.count += 1
                 delivery.sending = True
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 delivery.sending = False
-                within = patience if unhurried else min(patience, left_until(deadline))
+                within = patience
                 try:
+                    if self.writer is not None:
+                        await self._flow(self.writer, patience, deadline)
+                    if not unhurried:
+                        within = min(patience, left_until(deadline))
                     if within <= 0:
                         raise self._timeout(0)
                     chunk = await read(0 if within == FOR_EVER else within)
@@ -82,7 +85,7 @@ class Relay:
                         raise
                     chunk = b""
         finally:
-            ctx.chunks = chunks
+            ctx.chunks = self.chunks
 
         delivery.count += 1
         delivery.sending = True
@@ -92,6 +95,25 @@ class Relay:
         delivery.sending = False
         if not whole:
             raise UpstreamBroken(f"{ctx.upstream} ended the stream before it was finished.")
+
+    def _notice(self, chunk: bytes) -> None:
+        """Take notice of what goes to the client."""
+        self.chunks += 1
+        if self.tail is not None:
+            self.tail.note(chunk)
+
+    async def _flow(self, writer: Writer, patience: float, deadline: float) -> None:
+        """Pass on what comes, without a task that is woken for it; return to what is left."""
+        within = 0 if patience == FOR_EVER else patience
+        ready = False
+        while not ready and (left := left_until(deadline)) > 0:
+            ready = await self.call.flow(self._pass_on, within, left)
+            await writer.room()
+
+    def _pass_on(self, chunk: bytes) -> bool:
+        assert self.writer is not None
+        self._notice(chunk)
+        return self.writer.write(chunk)
 
     async def _first(self, due: float, deadline: float) -> bytes:
         limit = due - clock.now() if due != FOR_EVER else FOR_EVER

@@ -15,6 +15,7 @@ from llmproxy.middleware.entrance import EntranceMiddleware, path_below_mount
 from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.middleware.observe import ObserveMiddleware
 from llmproxy.middleware.replay import ReplayMiddleware
+from llmproxy.middleware.usage import UsageMiddleware
 from llmproxy.protocol.endpoints import Paths
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.types import ASGIApp, Receive, Scope, Send
@@ -22,7 +23,24 @@ from llmproxy.types import ASGIApp, Receive, Scope, Send
 Layer = Callable[[ASGIApp], ASGIApp]
 
 MIB = 1024 * 1024
-EXPOSED = ["x-request-id", "x-llmproxy-upstream", "x-llmproxy-attempts", "retry-after"]
+EXPOSED = [
+    *("x-request-id", "x-llmproxy-upstream", "x-llmproxy-attempts", "x-llmproxy-budget"),
+    *("retry-after", "retry-after-ms", "x-should-retry"),
+    *(
+        f"x-ratelimit-{what}-{unit}"
+        for what in ("limit", "remaining", "reset")
+        for unit in ("requests", "tokens")
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one name in the chain stands for."""
+
+    layer: Layer | None = None
+    gate: Layer | None = None  # stands before the body: what it refuses is never read
+    usage: bool = False  # wants to know what a request has used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +53,7 @@ class Frame:
     paths: Paths = field(default_factory=lambda: Paths(()))
     pages: Mapping[bytes, ASGIApp] = field(default_factory=dict)
     admin_key: AdminKey = field(default_factory=lambda: AdminKey(None))
+    keys_decide: bool = False  # the auth layer tells who may manage the engines
     mark: bytes = b"llmproxy-layer"
     cors_origins: tuple[str, ...] = ()
     max_body: int = 32 * MIB
@@ -42,8 +61,8 @@ class Frame:
     body_timeout: float = 60.0
 
 
-def order(frame: Frame) -> list[Layer]:
-    """Return the layers of the frame, outermost first."""
+def order(frame: Frame, gates: Sequence[Layer] = (), *, usage: bool = True) -> list[Layer]:
+    """Return the layers of the frame, outermost first, with those that stand before the body."""
     return [
         # Sees everything that is sent, so that log and metrics tell what the client saw.
         lambda app: ObserveMiddleware(
@@ -62,8 +81,11 @@ def order(frame: Frame) -> list[Layer]:
             paths=frame.paths,
             pages=frame.pages,
             admin_key=frame.admin_key,
+            keys_decide=frame.keys_decide,
             mark=frame.mark,
         ),
+        # Who is calling is known before a stranger's body fills our memory.
+        *gates,
         # Takes the body out, so that only the disconnect is left to receive.
         lambda app: BodyMiddleware(
             app,
@@ -73,36 +95,51 @@ def order(frame: Frame) -> list[Layer]:
         ),
         # Around everything that may wait for long: whoever leaves is noticed in all of it.
         DisconnectMiddleware,
+        # Outside of those who ask it what was used, also when they ask because all has ended.
+        *([UsageMiddleware] if usage else []),
     ]
 
 
-def build(frame: Frame, layers: Sequence[Layer], end: ASGIApp) -> ASGIApp:
-    """Put the frame around the layers, and the layers around the end of the chain."""
+def build(frame: Frame, parts: Sequence[Part], end: ASGIApp) -> ASGIApp:
+    """Put the frame around the parts, and the parts around the end of the chain."""
+    gates = [part.gate for part in parts if part.gate is not None]
+    layers = [part.layer for part in parts if part.layer is not None]
+    usage = any(part.usage for part in parts)
     app = end
-    for layer in reversed([*order(frame), *layers]):
+    for layer in reversed([*order(frame, gates, usage=usage), *layers]):
         app = layer(app)
     return app
 
 
-def alone(layer: Layer, app: ASGIApp, frame: Frame | None = None) -> ASGIApp:
-    """Return one layer for use in a foreign app, with the frame it needs around it.
+def alone(part: Part, app: ASGIApp, frame: Frame | None = None) -> ASGIApp:
+    """Return one part for use in a foreign app, with the frame it needs around it.
 
     Where a layer further out has brought the frame along already, that one is shared. What
     is not addressed to an engine goes to the app untouched.
     """
     frame = frame or Frame()
-    inner = layer(ReplayMiddleware(app))
-    framed = build(frame, [], inner)
+    inner = shared = _inside(part, app)
+    if part.gate is not None:
+        shared = part.gate(inner)
+    framed = build(frame, [Part(gate=part.gate)], inner)
 
     async def standing_alone(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or frame.paths.find(path_below_mount(scope)) is None:
             await app(scope, receive, send)
         elif SCOPE_KEY in scope:
-            await inner(scope, receive, send)
+            await shared(scope, receive, send)
         else:
             await framed(scope, receive, send)
 
     return standing_alone
+
+
+def _inside(part: Part, app: ASGIApp) -> ASGIApp:
+    """Return what stands behind the body."""
+    inner: ASGIApp = ReplayMiddleware(app)
+    if part.layer is not None:
+        inner = part.layer(inner)
+    return UsageMiddleware(inner) if part.usage else inner
 
 
 def _cors(origins: tuple[str, ...]) -> Layer:

@@ -10,6 +10,31 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+
+class Writer:
+    """What stands behind a `send` of our own: it also takes a piece of a body at once.
+
+    A layer that wraps `send` hides it, and is given every message as ever: to look behind is
+    for whoever has a piece to send, and was given this very `send`.
+    """
+
+    __slots__ = ()
+
+    def write(self, body: bytes) -> bool:
+        """Send a piece that is not the last; tell whether the client takes more."""
+        raise NotImplementedError
+
+    async def room(self) -> None:
+        """Return once the client takes more, or is gone."""
+        raise NotImplementedError
+
+
+def writer_of(send: Send) -> Writer | None:
+    """Return what stands behind a `send`; None when it is not ours."""
+    behind = getattr(send, "__self__", None)
+    return behind if isinstance(behind, Writer) else None
+
+
 EXCHANGE = "llmproxy.exchange"
 """The ASGI extension under which our own server offers a `WatchedExchange`."""
 
@@ -23,6 +48,13 @@ class WatchedExchange(Protocol):
 
     task: Any
     gone: bool
+
+    def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
+        """Return where to note what follows from these headers alone.
+
+        They are the same as in an earlier request on the same connection, but for their
+        Content-Length; None when they are not. It ends with the connection.
+        """
 
     def cancel_when_gone(self, wanted: bool) -> None:
         """Have the task of the request cancelled as soon as the client hangs up, or no more."""

@@ -16,13 +16,13 @@ from llmproxy.metrics import Metrics
 from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.records import Upstream
 from llmproxy.routing.health import Health
-from llmproxy.routing.rotation import Server
+from llmproxy.routing.server import Server
 from llmproxy.transport.connect import transport_for
 from llmproxy.types import Header
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
 from tests.support.client import Answer, request_bytes
-from tests.support.process import free_port
+from tests.support.ports import free_port
 from tests.support.rig import Rig, proxied
 from tests.support.upstream import Exchange as EngineExchange
 from tests.support.upstream import json_answer, scripted

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from llmproxy.context import get_context
 from llmproxy.errors import InvalidRequest
 from llmproxy.headers import with_headers
-from llmproxy.stack import Frame, alone
+from llmproxy.stack import Frame, Part, alone
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.client import Answer, raw_client, request_bytes
 from tests.support.rig import KeptLog, served_here
@@ -49,7 +49,7 @@ class Alone:
 
     def __init__(self, app: ASGIApp, *, header: bytes = b"x-model", log: Any = None) -> None:
         frame = Frame(access_log=log) if log is not None else None
-        self.app = alone(lambda inner: NamesTheModel(inner, header), app, frame)
+        self.app = alone(Part(layer=lambda inner: NamesTheModel(inner, header)), app, frame)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)

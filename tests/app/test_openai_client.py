@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from tests.support.process import free_port
+from tests.support.ports import free_port
 from tests.support.proxy import serving
 from tests.support.upstream import Exchange, Script, chat_events, scripted
 

@@ -1,6 +1,8 @@
 """Each micro benchmark does what it is measured for. Times are nobody's business here."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -134,21 +136,26 @@ async def test_the_whole_way_ends_with_the_engines_bytes() -> None:
         assert engine.last.endswith(b"\r\n\r\n" + QUESTION)
 
 
-def test_the_command_writes_what_it_can_compare(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_what_it_can_compare(tmp_path: Path) -> None:
     """`--quick` over everything, its JSON, and the same given back with --compare."""
     kept = tmp_path / "micro.json"
 
-    main(["--quick", "--json", str(kept)])
+    said = command("--quick", "--json", str(kept))
 
     names = [figure["name"] for figure in json.loads(kept.read_text())["figures"]]
     assert names == [each.name for each in ALL]
-    assert f"{len(ALL)} benchmarks run" in capsys.readouterr().out
+    assert f"{len(ALL)} benchmarks run" in said
 
-    main(["--quick", "--compare", str(kept), "protocol.kind_of"])
+    assert "2 benchmarks run" in command("--quick", "--compare", str(kept), "protocol.kind_of")
 
-    assert "2 benchmarks run" in capsys.readouterr().out
+
+def command(*arguments: str) -> str:
+    """Run it, and return what it prints.
+
+    In a process of its own: the garbage of a whole test run is looked through for each figure.
+    """
+    program = [sys.executable, "-m", "benchmarks.micro", *arguments]
+    return subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.support.process import Process, answering, free_port, running
+from tests.support.ports import free_port
+from tests.support.process import Process, answering, running
 from tests.support.wire import patience
 
 LLMPROXY = [sys.executable, "-m", "llmproxy"]

@@ -7,7 +7,7 @@ import pytest
 
 from llmproxy.records import Upstream
 from tests.support.client import Answer, request_bytes
-from tests.support.process import free_port
+from tests.support.ports import free_port
 from tests.support.rig import Rig, proxied
 from tests.support.upstream import Exchange, Script, answering, json_answer, scripted
 

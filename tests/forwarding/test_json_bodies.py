@@ -38,14 +38,14 @@ def chunked(pieces: list[bytes], *, last: bool = True) -> bytes:
         b'{"model":"m","messages":[{"content":"\\u00e9\\ud83d\\ude00\\/ \xc3\xa9"}]}',
         b'{ "model" :\t"m" ,\r\n "stream" : false }\n',
         '{"model":"m","text":"naïve 😀"}'.encode(),
-        b'{"model":"a","model":"m"}',
+        b'{"model":"m","tools":[{"model":"a"},{"model":"b"}]}',
         b'{"max_tokens":18446744073709551616,"n":-1,"best_of":"5","model":"m"}',
         b'{"model":"m","prompt":"data: [DONE]\\n\\n\\r\\n0\\r\\n\\r\\n"}',
         b'{"model":"m","x":' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"model":"m","pad":"' + b"x" * 300_000 + b'"}',
     ],
     ids=[
-        *("numbers", "order", "escapes", "spaces", "unicode", "doubled_key", "odd_limits"),
+        *("numbers", "order", "escapes", "spaces", "unicode", "models_of_tools", "odd_limits"),
         *("framing_in_a_prompt", "deep", "large"),
     ],
 )
@@ -104,11 +104,14 @@ async def test_json_needs_no_content_type() -> None:
         (b'"text"', "invalid_request"),
         (b'{"model":7}', "invalid_request"),
         (b'{"model":["m"]}', "invalid_request"),
+        (b'{"model":"a","model":"m"}', "invalid_request"),
+        (b'{"model":"a","mod\\u0065l":"m"}', "invalid_request"),
+        (b'{"model":"a","Model":"m"}', "invalid_request"),
     ],
     ids=[
         *("empty", "truncated", "trailing", "bom", "nan", "bad_utf8", "lone_surrogate", "utf16"),
         *("nested", "large_truncated", "null", "list", "string", "number_as_model"),
-        "list_as_model",
+        *("list_as_model", "two_models", "escaped_second_model", "model_with_a_capital"),
     ],
 )
 async def test_what_is_no_json_object_is_refused(body: bytes, code: str) -> None:

@@ -58,7 +58,7 @@ async def test_json_is_read_and_understood() -> None:
     ctx, _ = await take(body, [JSON, length(len(body))])
 
     assert ctx.body == body
-    assert ctx.inference == InferenceRequest(model="m", stream=True)
+    assert ctx.inference == InferenceRequest(model="m", stream=True, prompt_bytes=27)
 
 
 async def test_a_body_in_one_piece_is_not_copied() -> None:
@@ -200,4 +200,4 @@ async def test_json_has_many_names(kind: bytes) -> None:
     """Parameters and case do not make it something else."""
     ctx, _ = await take(b'{"model":"m"}', [(b"content-type", kind), length(13)], endpoint=OTHER)
 
-    assert ctx.inference == InferenceRequest(model="m")
+    assert ctx.inference == InferenceRequest(model="m", prompt_bytes=13)

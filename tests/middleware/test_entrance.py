@@ -63,6 +63,26 @@ async def test_our_own_page_is_answered_here() -> None:
     assert seen.taken == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "answered"),
+    [
+        ("/admin/", True),
+        ("/admin/keys", True),
+        ("/admin/keys/a/b", True),
+        ("/admin", False),
+        ("/administer/keys", False),
+        ("/x/admin/keys", False),
+        ("//admin/keys", False),
+        ("/v1/admin/", False),
+    ],
+)
+async def test_a_page_can_have_all_below_it(path: str, answered: bool) -> None:
+    """One whose path ends in a slash; what is next to it is not its own."""
+    seen = await enter(path=path, pages={b"/admin/": page}, method="GET")
+
+    assert (seen.body == b"page") is answered
+
+
 async def test_everything_else_is_not_found() -> None:
     """Refused before a byte of the body is read."""
     seen = await enter(path="/admin")

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,12 +18,15 @@ from llmproxy.errors import (
 )
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.observe import ObserveMiddleware
+from llmproxy.protocol.endpoints import CHAT
 from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Ending, InferenceRequest
+from llmproxy.protocol.usage_tap import UsageTap
+from llmproxy.records import Ending, InferenceRequest, Principal
 from llmproxy.types import ASGIApp, Header, Receive, Scope, Send
 from tests.support.asgi import Exchange, cancel_in_flight, drive
 from tests.support.rig import KeptLog, sample
+from tests.support.upstream import chat_events
 
 
 class Observed:
@@ -352,3 +355,120 @@ async def test_a_log_that_nobody_wants_is_not_written() -> None:
 
     assert observed.log.lines == []
     assert observed.counted(status="200", outcome="completed") == 1
+
+
+STREAM = chat_events(["Hel", "lo"])
+STREAM_HEAD = [(b"content-type", b"text/event-stream")]
+COUNTED = b'data: {"choices":[],"usage":{"prompt_tokens":30,"completion_tokens":2}}\n\n'
+
+
+def tapped(
+    chunks: Sequence[bytes], *, status: int = 200, complete: bool = True, principal: str = ""
+) -> ASGIApp:
+    """Return an app that is metered and answers with a stream."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        ctx = get_context(scope)
+        ctx.upstream, ctx.attempts = "gpu1", 1
+        ctx.inference = InferenceRequest("m", stream=True, prompt_bytes=400)
+        ctx.tap = UsageTap(CHAT, ctx.inference)
+        if principal:
+            ctx.principal = Principal("id-1", principal, team="blue")
+        await send({"type": "http.response.start", "status": status, "headers": STREAM_HEAD})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if complete:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return app
+
+
+def tokens(observed: Observed, model: str = "m") -> dict[str, float]:
+    told = observed.metrics.render()
+    name = "llmproxy_tokens_total"
+    return {kind: sample(told, name, model=model, kind=kind) for kind in ("prompt", "completion")}
+
+
+async def test_what_was_used_is_written_down() -> None:
+    """As the model server has counted it."""
+    observed = Observed(tapped([*STREAM[:-1], COUNTED, STREAM[-1]]))
+
+    await observed.drive()
+
+    assert observed.line["prompt_tokens"] == 30
+    assert observed.line["completion_tokens"] == 2
+    assert observed.line["tokens_estimated"] is None
+    assert tokens(observed) == {"prompt": 30, "completion": 2}
+
+
+async def test_an_estimate_is_called_one() -> None:
+    """Whoever reads the log must not take it for a bill."""
+    observed = Observed(tapped(STREAM))
+
+    await observed.drive()
+
+    assert (observed.line["prompt_tokens"], observed.line["completion_tokens"]) == (100, 2)
+    assert observed.line["tokens_estimated"] is True
+
+
+async def test_a_stream_that_broke_has_used_what_it_had_sent() -> None:
+    """The tap hears of every chunk, and of an end only if there was one."""
+    observed = Observed(tapped(STREAM[:1], complete=False))
+
+    await observed.drive()
+
+    assert observed.line["completion_tokens"] == 1
+    assert tokens(observed, "other") == {"prompt": 100, "completion": 1}
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_a_refusal_has_used_nothing(status: int) -> None:
+    """There is no field and no series for it."""
+    observed = Observed(tapped([COUNTED], status=status))
+
+    await observed.drive()
+
+    assert observed.line["prompt_tokens"] is None
+    assert observed.line["completion_tokens"] is None
+    assert b"llmproxy_tokens_total{" not in observed.metrics.render()
+
+
+async def test_the_end_is_told_to_the_tap() -> None:
+    """An answer without a last word of its own is complete when it is over."""
+    finished: list[bool] = []
+    app = tapped([b'data: {"choices":[]}\n\n'])
+
+    async def asking(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+        tap = get_context(scope).tap
+        assert tap is not None
+        finished.append(tap.finished)
+
+    await Observed(asking).drive()
+
+    assert finished == [True]
+
+
+async def test_the_line_says_who_was_calling() -> None:
+    """By the name that the operator has given, never by the key."""
+    observed = Observed(tapped(STREAM, principal="ada"))
+
+    await observed.drive()
+
+    assert (observed.line["principal"], observed.line["team"]) == ("ada", "blue")
+
+
+async def test_limits_are_told_in_the_head_and_only_ours() -> None:
+    """A cloud behind us has limits too, which are between it and us."""
+    theirs = [(b"x-ratelimit-limit-requests", b"9000"), (b"x-a", b"1")]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        get_context(scope).limit_headers = ((b"x-ratelimit-limit-requests", b"60"),)
+        await send({"type": "http.response.start", "status": 200, "headers": theirs})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    seen = await Observed(app).drive()
+
+    assert seen.header(b"x-ratelimit-limit-requests") == b"60"
+    assert seen.header(b"x-a") == b"1"
+    assert theirs == [(b"x-ratelimit-limit-requests", b"9000"), (b"x-a", b"1")]

@@ -35,6 +35,25 @@ async def test_a_body_comes_as_one_message() -> None:
     assert host.got[0]["body"] is body
 
 
+async def test_a_body_that_was_changed_comes_as_it_is_now() -> None:
+    """With the length that it has now: a host may rely on it."""
+    outgoing = b'{"stream_options":{},"model":"m"}'
+    host = Host(1)
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await host(scope, receive, send)
+
+    headers = [(b"content-length", b"13"), (b"x-a", b"b")]
+    ctx = make_context(body=b'{"model":"m"}', outgoing=outgoing)
+    await drive(ReplayMiddleware(app), ctx=ctx, headers=headers)
+
+    assert host.got[0]["body"] is outgoing
+    assert scopes[0]["headers"] == [(b"content-length", b"33"), (b"x-a", b"b")]
+    assert headers == [(b"content-length", b"13"), (b"x-a", b"b")]
+
+
 async def test_an_empty_body_is_a_message_too() -> None:
     """A framework waits for one."""
     host = Host(1)

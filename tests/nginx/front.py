@@ -7,15 +7,13 @@ Rule 2: nothing sleeps. nginx says in its log when it listens and when it has re
 
 import asyncio
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +24,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from tests.support.ports import free_ports
 
 SHIPPED = Path(__file__).parents[2] / "nginx"
 NAME = "llm.example.com"  # as in llmproxy.conf
@@ -72,22 +72,6 @@ def switched_on(text: str, *directives: str) -> str:
     for directive in directives:
         text = replaced(text, f"    #{directive}\n", f"    {directive}\n")
     return text
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on.
-
-    They lie below those that the kernel hands out for outgoing connections (from 32768 on): one
-    of these could be taken again before nginx binds it.
-    """
-    found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("nearly all ports are taken")
 
 
 @dataclass(slots=True)

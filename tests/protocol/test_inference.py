@@ -1,5 +1,6 @@
 """What a body asks for, and what is no request at all."""
 
+import json
 from typing import Any
 
 import orjson
@@ -19,10 +20,17 @@ def large(body: bytes) -> bytes:
     return b" " * (LARGE + 1) + body
 
 
+def understood(body: bytes) -> InferenceRequest:
+    """Return what is understood, apart from the size, which the two ways cannot share."""
+    asked = read_inference(body)
+    assert asked.prompt_bytes == len(body)
+    return asked._replace(prompt_bytes=0)
+
+
 def verdict(body: bytes) -> InferenceRequest | None:
     """Return what is understood, None for what is refused. Nothing else may happen."""
     try:
-        return read_inference(body)
+        return understood(body)
     except (InvalidJson, InvalidRequest):
         return None
 
@@ -121,7 +129,6 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
             b'{"model":"\\ud83e\\udd99"}', InferenceRequest("\U0001f999"), id="escaped_pair"
         ),
         pytest.param(b'{"\\u006dodel":"a"}', InferenceRequest("a"), id="escaped_key"),
-        pytest.param(b'{"model":"a","model":"b"}', InferenceRequest("b"), id="twice_the_last"),
         pytest.param(b'{"x":{"model":"b"}}', InferenceRequest(), id="only_the_outermost"),
         pytest.param(b'{"stream":true}', InferenceRequest(stream=True), id="stream"),
         pytest.param(b'{"stream":false}', InferenceRequest(), id="no_stream"),
@@ -130,14 +137,140 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
         pytest.param(b'{"stream":1}', InferenceRequest(), id="stream_as_number"),
         pytest.param(b'{"n":18446744073709551616}', InferenceRequest(), id="two_to_the_64th"),
         pytest.param(b'{"n":-9223372036854775809}', InferenceRequest(), id="below_64_bits"),
+        pytest.param(b'{"max_tokens":5}', InferenceRequest(max_tokens=5), id="max_tokens"),
+        pytest.param(b'{"max_completion_tokens":5}', InferenceRequest(max_tokens=5), id="newer"),
+        pytest.param(b'{"max_output_tokens":5}', InferenceRequest(max_tokens=5), id="responses"),
+        pytest.param(b'{"options":{"num_predict":5}}', InferenceRequest(max_tokens=5), id="ollama"),
+        pytest.param(
+            b'{"max_tokens":1,"max_completion_tokens":9}',
+            InferenceRequest(max_tokens=9),
+            id="the_most_of_two",
+        ),
+        pytest.param(
+            b'{"max_completion_tokens":"9","max_tokens":7,"options":{"num_predict":-1}}',
+            InferenceRequest(max_tokens=7),
+            id="the_one_that_makes_sense",
+        ),
+        *(
+            pytest.param(b'{"max_tokens":%b,"n":%b}' % (value, value), InferenceRequest(), id=name)
+            for name, value in {
+                "no_tokens": b"0",
+                "minus_one": b"-1",
+                "beyond_64_bits": b"18446744073709551616",
+                "beyond_reason": b"2147483648",
+                "text": b'"5"',
+                "boolean": b"true",
+                "fraction": b"1.5",
+                "list": b"[5]",
+                "null": b"null",
+            }.items()
+        ),
+        pytest.param(
+            b'{"max_tokens":1000000000,"n":1000000000}',
+            InferenceRequest(max_tokens=10**9, choices=10**9),
+            id="as_much_as_an_engine_would_take",
+        ),
+        pytest.param(b'{"max_completion_tokens":-1}', InferenceRequest(), id="newer_without_sense"),
+        pytest.param(b'{"n":3}', InferenceRequest(choices=3), id="choices"),
+        pytest.param(b'{"n":2,"best_of":4}', InferenceRequest(choices=4), id="best_of"),
+        pytest.param(b'{"n":4,"best_of":-2}', InferenceRequest(choices=4), id="n_alone"),
+        pytest.param(b'{"options":[5]}', InferenceRequest(), id="options_as_list"),
+        pytest.param(b'{"stream_options":null}', InferenceRequest(), id="no_options"),
+        pytest.param(b'{"stream_options":{}}', InferenceRequest(), id="empty_options"),
+        pytest.param(b'{"stream_options":"x"}', InferenceRequest(), id="options_as_text"),
+        pytest.param(
+            b'{"stream_options":{"include_usage":true}}',
+            InferenceRequest(include_usage=True),
+            id="usage_wanted",
+        ),
+        pytest.param(
+            b'{"stream_options":{"include_usage":false}}',
+            InferenceRequest(include_usage=False),
+            id="usage_not_wanted",
+        ),
+        pytest.param(
+            b'{"stream_options":{"include_usage":1}}', InferenceRequest(), id="usage_by_number"
+        ),
         pytest.param(b'\r\n\t {"model" : "a"}\n', InferenceRequest("a"), id="blanks"),
         pytest.param(b'{"t":"\\u0000"}', InferenceRequest(), id="escaped_nul"),
         pytest.param(b'{"t":%b}' % (b"[" * 500 + b"]" * 500), InferenceRequest(), id="deep"),
     ],
 )
 def test_what_is_understood(body: bytes, expected: InferenceRequest, size: Any) -> None:
-    """Model and stream; everything else is the model server's business."""
-    assert read_inference(size(body)) == expected
+    """What is needed to judge a request; everything else is the model server's business."""
+    assert understood(size(body)) == expected
+
+
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"model":"a","model":"b"}', id="twice"),
+        pytest.param(b'{"model":"a","x":{"model":"c"},"model":"b"}', id="around_another"),
+        pytest.param(b'{"model":"a","\\u006dodel":"b"}', id="escaped_second"),
+        pytest.param(b'{"\\u006dodel":"a","mod\\u0065l":"b"}', id="both_escaped"),
+        pytest.param(b'{"\\u006D\\u006F\\u0064\\u0065\\u006C":"a","model":"b"}', id="all_escaped"),
+        pytest.param(b'{"model" :"a","model"\r\n\t:"b"}', id="blanks_before_the_colon"),
+        pytest.param(b'{"model":"a","model":null}', id="taken_back"),
+        pytest.param(b'{"model":"a","Model":"b"}', id="capital"),
+        pytest.param(b'{"MODEL":"b"}', id="capitals_alone"),
+        pytest.param(b'{"mod\\u0045l":"b"}', id="escaped_capital"),
+    ],
+)
+def test_a_model_that_depends_on_the_reader_is_refused(body: bytes, size: Any) -> None:
+    """What is allowed here must be what the engine will read."""
+    with pytest.raises(InvalidRequest) as refusal:
+        read_inference(size(body))
+
+    assert refusal.value.param == "model"
+
+
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(
+            {"messages": [{"content": 'a "model" and {"model":"b","model":"c"}'}]}, id="text"
+        ),
+        pytest.param({"x": {"model": "b"}, "y": [{"model": "c"}, {"model": "d"}]}, id="deeper"),
+        pytest.param({"stop": ["model", "model"], "y": {"z": "model"}}, id="values"),
+        pytest.param({"models": ["b"], "x.model": 1, "model_kwargs": {}}, id="longer_names"),
+        pytest.param({"x": '\\u006dodel": "b'}, id="escaped_backslash"),
+        pytest.param({"x": "mod\u0065l"}, id="escapes_in_values"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_prompt_may_speak_of_models(rest: dict[str, object], first: bool, size: Any) -> None:
+    """Only a second key at the top is in doubt."""
+    value = {"model": "a", **rest} if first else {**rest, "model": "a"}
+
+    assert understood(size(json.dumps(value).encode())) == InferenceRequest("a")
+
+
+MODEL_KEYS = st.sampled_from(["model", "\\u006dodel", "m\\u006fdel", "x", "modem", "\\u006dodem"])
+
+
+@given(st.lists(MODEL_KEYS, max_size=4), st.lists(MODEL_KEYS, max_size=4), st.booleans())
+def test_two_models_are_found_wherever_they_are(
+    top: list[str], deep: list[str], late: bool
+) -> None:
+    """A parser that keeps every pair is the judge."""
+    inner = "{" + ",".join(f'"{key}":"i"' for key in deep) + "}"
+    members = [f'"{key}":"t"' for key in top]
+    members.insert(len(members) if late else 0, f'"data":{inner}')
+    body = ("{" + ",".join(members) + "}").encode()
+    pairs: list[tuple[str, object]] = json.loads(body, object_pairs_hook=lambda pairs: pairs)
+    models = [key for key, _ in pairs if key == "model"]
+
+    assert (verdict(body) is None) == (verdict(large(body)) is None) == (len(models) > 1)
+
+
+def test_a_long_list_in_the_place_of_a_number_is_none() -> None:
+    """In a large body its values are not even built."""
+    numbers = b"[%b1]" % (b"1234567890," * 100_000)
+    body = b'{"model":"a","n":%b,"options":{"num_predict":%b},"max_tokens":5}' % (numbers, numbers)
+
+    assert understood(body) == InferenceRequest("a", max_tokens=5)
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 400])
@@ -174,7 +307,7 @@ def test_depth_that_orjson_could_not_write_is_read(
     depth: int, brackets: tuple[bytes, bytes], size: Any
 ) -> None:
     """The bytes go on as they came, so nobody has to be able to write them."""
-    assert read_inference(size(nested(depth, brackets))) == InferenceRequest("a")
+    assert understood(size(nested(depth, brackets))) == InferenceRequest("a")
 
 
 @BRACKETS
@@ -208,7 +341,14 @@ JSON = st.recursive(
     max_leaves=12,
 )
 REQUESTS = st.dictionaries(
-    st.sampled_from(["model", "stream", "messages", "x", "modelo", "é"]), JSON, max_size=6
+    st.sampled_from(
+        [
+            *("model", "stream", "messages", "x", "modelo", "é", "max_tokens", "n", "options"),
+            *("stream_options", "Model"),
+        ]
+    ),
+    JSON,
+    max_size=6,
 )
 
 
@@ -237,7 +377,7 @@ def test_a_large_body_is_not_read_whole() -> None:
     """Numbers by the hundred thousand are passed over: their values are never built."""
     body = b'{"model":"a","stream":true,"prompt":[%b1]}' % (b"1234567890," * 100_000)
 
-    assert read_inference(body) == InferenceRequest("a", stream=True)
+    assert understood(body) == InferenceRequest("a", stream=True)
 
 
 def _dumps(value: object) -> bool:

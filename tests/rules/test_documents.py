@@ -84,7 +84,7 @@ def test_every_metric_is_labelled_as_the_page_says() -> None:
         assert set(re.findall(r"`(\w+)`", rest)) == labels[metric], metric
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "config", "demo-upstream"])
+@pytest.mark.parametrize("command", ["serve", "check", "config", "keys", "demo-upstream"])
 def test_every_command_on_the_page_exists(command: str) -> None:
     """Each command can be asked for its help."""
     with pytest.raises(SystemExit, match="0"):

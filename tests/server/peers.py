@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.process import answering, free_port, running
+from tests.support.ports import free_port
+from tests.support.process import answering, running
 from tests.support.upstream import Exchange, scripted
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
@@ -43,10 +44,10 @@ defaults
     mode http
     option http-buffer-request
     option httpclose
-    timeout connect 1s
-    timeout client 1s
-    timeout server 1s
-    timeout http-request 1s
+    timeout connect 10s
+    timeout client 10s
+    timeout server 10s
+    timeout http-request 10s
 frontend front
     bind 127.0.0.1:{port}
     default_backend back

@@ -201,7 +201,7 @@ async def test_only_one_100_is_sent_and_only_when_the_body_is_wanted() -> None:
 
 
 async def test_an_early_answer_comes_without_a_100() -> None:
-    """H14: who is refused does not send its body in vain, and the connection ends."""
+    """Who is refused does not send its body in vain, and the connection ends."""
     app = saying(start(401, (b"content-length", b"0")), body(b""), read=False)
     async with asking(app) as client:
         client.send(WAITING)
@@ -214,7 +214,7 @@ async def test_an_early_answer_comes_without_a_100() -> None:
 
 
 async def test_a_stream_ends_where_its_app_was_cancelled() -> None:
-    """C03: a client that leaves cancels nobody who did not ask for it, and breaks nothing."""
+    """A client that leaves cancels nobody who did not ask for it, and breaks nothing."""
     app = saying(start(), *[body(b"x" * 1000, more=True)] * 5, body(b""))
     async with asking(app) as client:
         client.send(GET)

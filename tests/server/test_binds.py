@@ -14,7 +14,8 @@ from tests.server.family import SERVE
 from tests.server.verdicts import ALIVE
 from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client, request_bytes
-from tests.support.process import free_port, running
+from tests.support.ports import free_port
+from tests.support.process import running
 from tests.support.streams import CHAT
 from tests.support.tls import Authority
 from tests.support.upstream import Exchange, ScriptedServer, scripted

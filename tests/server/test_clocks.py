@@ -49,7 +49,7 @@ def test_the_defaults_are_what_is_documented() -> None:
 
 
 async def test_a_head_that_drips_is_given_up() -> None:
-    """H12: the clock began with the connection, and bytes do not renew it."""
+    """The clock began with the connection, and bytes do not renew it."""
     app = hello()
     async with asking(app, head_timeout=SHORT) as client:
         began = now()
@@ -106,7 +106,7 @@ async def test_the_head_of_a_later_request_has_its_own_time() -> None:
 
 
 async def test_a_body_that_drips_is_given_up() -> None:
-    """H12: with a 408, no engine, and the end of the connection."""
+    """With a 408, no engine, and the end of the connection."""
     async with (
         scripted(json_answer({})) as engine,
         proxied(engine.upstream, timeout_body=SHORT) as proxy,
@@ -187,7 +187,7 @@ async def test_what_drips_into_a_refusal_is_not_listened_to_for_long() -> None:
 
 @pytest.mark.parametrize("size", [1, 30_000])
 async def test_a_head_that_never_ends_costs_no_more_than_its_limit(size: int) -> None:
-    """H11: it is closed once 32 KiB are exceeded."""
+    """It is closed once 32 KiB are exceeded."""
     sent = 0
     async with asking(hello()) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\n")

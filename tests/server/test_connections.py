@@ -28,7 +28,7 @@ async def connect(port: int) -> RawClient:
 
 
 async def test_the_longest_idle_connection_makes_room() -> None:
-    """S04: a new client is let in, and the one that was idle for longest goes."""
+    """A new client is let in, and the one that was idle for longest goes."""
     async with served_here(hello(), bounds=Bounds(connections=3), lifespan="off") as port:
         clients = [await connect(port) for _ in range(3)]
         for client in clients:
@@ -81,7 +81,7 @@ async def test_a_busy_connection_never_makes_room() -> None:
 
 
 async def test_ten_thousand_idle_connections_hold_nobody_up() -> None:
-    """S04: requests are answered in between, and the clocks cost next to nothing."""
+    """Requests are answered in between, and the clocks cost next to nothing."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     many = min(MANY, (soft - 200) // 2)
     loop = asyncio.get_running_loop()
@@ -153,7 +153,7 @@ OPTIONS = [
 
 
 def test_a_peer_that_vanishes_is_reported_by_the_kernel() -> None:
-    """C05: probes when it is silent, and a limit to what stays unacknowledged."""
+    """Probes when it is silent, and a limit to what stays unacknowledged."""
     with a_socket() as sock:
         set_options(sock, Bounds())
         tcp = socket.IPPROTO_TCP
@@ -173,7 +173,7 @@ def test_the_kernel_is_never_less_patient_than_the_write_clock(write: float, ker
 
 
 def test_the_kernel_keeps_little_for_a_reader() -> None:
-    """S01: it would take 4 MiB; it doubles what it is told."""
+    """It would take 4 MiB; it doubles what it is told."""
     with a_socket() as sock:
         set_options(sock, Bounds())
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 512 * 1024

@@ -148,7 +148,7 @@ async def test_a_pipelined_request_that_comes_late_is_not_run_either() -> None:
 
 
 async def test_a_body_that_ends_too_early_costs_no_engine() -> None:
-    """H13: a length that was not kept, and the client gone."""
+    """A length that was not kept, and the client gone."""
     async with scripted(says_nothing) as engine, proxied(engine.upstream) as proxy:
         async with proxy.client() as client:
             client.send(post(b"Content-Length: 1000\r\n"))
@@ -163,7 +163,7 @@ async def test_a_body_that_ends_too_early_costs_no_engine() -> None:
 
 @pytest.mark.parametrize("rest", [b"5\r\nhello", b"5\r\nhelloXX", b"nonsense\r\n"])
 async def test_an_upload_that_breaks_is_never_completed(rest: bytes) -> None:
-    """H04: the engine sees its end cut off, not a shorter upload."""
+    """The engine sees its end cut off, not a shorter upload."""
     sent: list[bytes] = []
 
     async def script(exchange: Exchange) -> None:
@@ -194,7 +194,7 @@ async def test_an_upload_that_breaks_is_never_completed(rest: bytes) -> None:
 
 
 async def test_five_hundred_leave_at_once() -> None:
-    """C04: every engine connection is closed soon, and nothing is left."""
+    """Every engine connection is closed soon, and nothing is left."""
     many = 500
     async with scripted(a_stream_without_an_end) as engine, proxied(engine.upstream) as proxy:
         loop = asyncio.get_running_loop()

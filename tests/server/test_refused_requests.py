@@ -25,6 +25,7 @@ async def test_it_is_turned_away(case: Case) -> None:
     assert seen.status in case.statuses
     assert seen.said.count(b"HTTP/1.1 ") == 1
     assert b"\r\nconnection: close\r\n" in seen.said
+    assert seen.said.count(b"\r\nx-request-id: ") == 1
     assert b'{"error":{"message":' in seen.said
     assert touched == 0
     assert alive

@@ -64,6 +64,31 @@ async def test_a_changed_file_takes_effect(tmp_path: Path) -> None:
             assert "within 7 s" in process.stderr
 
 
+async def test_what_takes_a_restart_is_said_to(tmp_path: Path) -> None:
+    """The address and the number of workers stay; the rest of the file takes effect."""
+    config = tmp_path / "llmproxy.toml"
+    old, new = Engine("old"), Engine("new")
+    async with scripted(old.script) as first, scripted(new.script) as second:
+        write(config, first.url)
+        async with configured_by(config) as process:
+            port = port_of(process)
+            write(config, second.url)
+            process.signal(signal.SIGHUP)
+            await replaced(process)
+            unchanged = process.stderr
+
+            write(config, second.url, host="::1", workers=2)
+            process.signal(signal.SIGHUP)
+            await replaced(process, 2)
+            await until(lambda: set(workers_of(process.pid)) == {"worker-3"}, "the old one ended")
+
+            assert await asked(port) == "new"
+            assert "takes a restart" not in unchanged
+            for variable in ("LLMPROXY_HOST", "LLMPROXY_WORKERS"):
+                assert f"{variable} has changed: that takes a restart" in process.stderr
+            assert "LLMPROXY_PORT has changed" not in process.stderr
+
+
 async def test_with_faults_the_workers_stay(tmp_path: Path) -> None:
     """Every fault is in the log; a file that was put right is taken the next time."""
     config = tmp_path / "llmproxy.toml"

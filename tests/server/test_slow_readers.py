@@ -38,7 +38,7 @@ async def narrow(port: int) -> AsyncIterator[RawClient]:
 
 
 async def test_a_reader_that_stops_holds_little() -> None:
-    """S01: what the engine could send is what the kernel took, and at most 512 KiB of ours."""
+    """What the engine could send is what the kernel took, and at most 512 KiB of ours."""
 
     async def flood(exchange: Exchange) -> None:
         await exchange.request()
@@ -68,7 +68,7 @@ async def test_a_reader_that_stops_holds_little() -> None:
 
 @pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half_closed"])
 async def test_a_reader_that_stops_is_cut(half_closed: bool) -> None:
-    """S03: once it has taken nothing for the write time; leaving by half does not delay it."""
+    """Once it has taken nothing for the write time; leaving by half does not delay it."""
     app = saying(start(), *[body(PIECE, more=True)] * 100_000)
     async with (
         served_here(app, bounds=Bounds(write_timeout=SHORT), lifespan="off") as port,
@@ -92,7 +92,7 @@ async def test_a_reader_that_stops_is_cut(half_closed: bool) -> None:
 
 
 async def test_a_reader_that_keeps_moving_is_not_cut() -> None:
-    """S03: progress is asked for, not speed; that of the kernel's buffer counts too.
+    """Progress is asked for, not speed; that of the kernel's buffer counts too.
 
     It takes less in the write time than would make the kernel ask for more of ours.
     """

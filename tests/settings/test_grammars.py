@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmproxy.settings import Settings, SettingsError, load
@@ -82,6 +82,7 @@ def test_upstreams_are_read_or_refused(text: object) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(FIELDS - {"config", "upstreams", "middleware"}))
+@settings(max_examples=40)  # of each: together they are a thousand, and the grammars are few
 @given(value=JSON | st.text(max_size=30))
 def test_every_other_value_is_read_or_refused(field: str, value: Any) -> None:
     """Text from the environment, or whatever TOML and Python can hold."""

@@ -42,10 +42,22 @@ def faults_of(environ: dict[str, str], arguments: dict[str, object] | None = Non
         pytest.param("HOST", "unix:relative", "whole path", id="relative_socket"),
         pytest.param("HOST", "unix:/" + "x" * 120, "107 bytes", id="socket_path_too_long"),
         pytest.param("TLS_CERT", "/nowhere/cert.pem", "no such file", id="missing_file"),
-        pytest.param("AUTH", "keys", "not in this version", id="auth_with_keys"),
-        pytest.param("AUTH", "jwt+hmac", "not in this version", id="auth_with_two"),
-        pytest.param("AUTH", "none", "must be one of off", id="unknown_auth"),
-        pytest.param("MIDDLEWARE", "auth", "not in this version", id="built_in_layer"),
+        pytest.param("AUTH", "none", "off, or one of keys, jwt, hmac", id="unknown_auth"),
+        pytest.param("MIDDLEWARE", "metering", "not in this version", id="built_in_layer"),
+        pytest.param("MIDDLEWARE", "rate_limit,rate_limit", "a layer twice", id="layer_twice"),
+        pytest.param("STORE", "mysql://db", "memory, sqlite:///", id="unknown_store"),
+        pytest.param("STORE", "sqlite://file", "three slashes", id="relative_file"),
+        pytest.param("STORE_DOWN", "open", "closed, soft", id="never_open"),
+        pytest.param("LIMITS", "60 per min", "60 req/min", id="no_limit"),
+        pytest.param("LIMITS", "0 req/min", "above 0", id="limit_of_nothing"),
+        pytest.param("BUDGET", "10 eur/day", "10 usd/day", id="no_budget"),
+        pytest.param("PRICES", "llama=cheap", "gpt-4o=2.5:10", id="no_price"),
+        pytest.param("CHARGE_CANCELLED", "all", "counted, reported, none", id="unknown_charge"),
+        pytest.param("MAX_INFLIGHT", "-1", "whole number", id="negative_places"),
+        pytest.param("JWT_ISSUER", "example.org", "begins with https://", id="issuer_no_url"),
+        pytest.param("JWT_JWKS", "/nowhere", "no such file", id="missing_key_set"),
+        pytest.param("JWT_ALGORITHMS", "none", "RS256", id="no_algorithm"),
+        pytest.param("JWT_CLAIMS", "nickname=sub", "fields of a", id="unknown_field"),
         pytest.param("MIDDLEWARE", "rate_limits", "package.module:Class", id="no_layer"),
         pytest.param("MIDDLEWARE", "no.such:Layer", "cannot be imported", id="missing_module"),
         pytest.param("MIDDLEWARE", "json:Layer", "cannot be imported", id="missing_class"),
@@ -95,7 +107,7 @@ def test_all_faults_are_told_at_once() -> None:
         {
             "LLMPROXY_PORT": "x",
             "LLMPROXY_HOST": "0.0.0.0",
-            "LLMPROXY_STORE": "memory",
+            "LLMPROXY_CACHE": "off",
             "LLMPROXY_UPSTREAMZ": "http://a",
             "LLMPROXY_UPSTREAMS": "ftp://a,b=http://b;weight=0;color=red,b=http://c",
             "LLMPROXY_MAX_BODY": "-1",
@@ -106,10 +118,10 @@ def test_all_faults_are_told_at_once() -> None:
     starts = [line.partition("=")[0].partition(":")[0] for line in lines]
     assert sorted(starts) == [
         "LLMPROXY_AUTH",
+        "LLMPROXY_CACHE",
         "LLMPROXY_LOG_LEVEL",
         "LLMPROXY_MAX_BODY",
         "LLMPROXY_PORT",
-        "LLMPROXY_STORE",
         "LLMPROXY_UPSTREAMS",
         "LLMPROXY_UPSTREAMS",
         "LLMPROXY_UPSTREAMS",
@@ -177,6 +189,95 @@ def test_a_certificate_needs_its_key(authority: Authority, tmp_path: Path) -> No
     useless = faults_of({"LLMPROXY_TLS_CERT": str(garbage), "LLMPROXY_TLS_KEY": pair})
     assert "no certificate" in useless[0]
     assert Settings(tls_cert=pair, tls_key=pair).tls_cert == pair
+
+
+KEY = {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "named", "cure"),
+    [
+        pytest.param({**KEY, "LLMPROXY_AUTH": "off"}, "AUTH", "nobody would be", id="keys_and_off"),
+        pytest.param(
+            {**KEY, "LLMPROXY_MIDDLEWARE": "rate_limit"}, "AUTH", "layer auth", id="no_auth_layer"
+        ),
+        pytest.param(
+            {"LLMPROXY_AUTH": "jwt", "LLMPROXY_JWT_AUDIENCE": "me"},
+            "AUTH",
+            "LLMPROXY_JWT_ISSUER",
+            id="jwt_of_nobody",
+        ),
+        pytest.param(
+            {"LLMPROXY_AUTH": "jwt", "LLMPROXY_JWT_ISSUER": "https://id.example"},
+            "AUTH",
+            "LLMPROXY_JWT_AUDIENCE",
+            id="jwt_for_anybody",
+        ),
+        pytest.param(
+            {**KEY, "LLMPROXY_AUTH": "keys+hmac", "LLMPROXY_WORKERS": "2"},
+            "AUTH",
+            "LLMPROXY_STORE=redis://",
+            id="signatures_accepted_twice",
+        ),
+        pytest.param(
+            {"LLMPROXY_LIMITS": "1 req/min", "LLMPROXY_MIDDLEWARE": "auth"},
+            "BUDGET",
+            "layer rate_limit",
+            id="limits_that_nobody_keeps",
+        ),
+        pytest.param(
+            {"LLMPROXY_LIMITS": "1 req/min", "LLMPROXY_WORKERS": "2"},
+            "BUDGET",
+            "LLMPROXY_STORE=redis://",
+            id="limits_of_each_worker",
+        ),
+        pytest.param(
+            {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12;budget=1e6 tok/day", "LLMPROXY_WORKERS": "2"},
+            "BUDGET",
+            "LLMPROXY_STORE=redis://",
+            id="budget_of_a_key_and_each_worker",
+        ),
+        pytest.param(
+            {"LLMPROXY_BUDGET": "1 usd/day"}, "BUDGET", "LLMPROXY_PRICES", id="money_without_prices"
+        ),
+    ],
+)
+def test_what_could_not_be_kept_stops_the_start(
+    environ: dict[str, str], named: str, cure: str
+) -> None:
+    """A limit or a key that would not be asked for is told before anybody relies on it."""
+    [line] = faults_of(environ)
+
+    assert line.startswith(PREFIX + named)
+    assert cure in line
+
+
+def test_a_key_that_exists_is_asked_for() -> None:
+    """Nobody has to say so besides."""
+    assert Settings.load(KEY).auth == "keys"
+    assert Settings.load({**KEY, "LLMPROXY_HOST": "0.0.0.0"}).auth == "keys"
+    assert Settings.load({}).auth == "off"
+
+
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [
+        pytest.param("ada:changeme", "sample value", id="sample"),
+        pytest.param("ada:", "empty", id="empty"),
+        pytest.param("ada:short", "less than 8", id="short"),
+        pytest.param("ada:env:NOWHERE", "NOWHERE is not set", id="missing_variable"),
+        pytest.param("ada:Kq3-vT9x-4Lw8;colour=red", "no option `colour`", id="unknown_option"),
+        pytest.param("ada:Kq3-vT9x-4Lw8,bob:Kq3-vT9x-4Lw8", "same key", id="twice"),
+        pytest.param("file:/nowhere", "/nowhere", id="missing_file"),
+    ],
+)
+def test_a_key_that_is_none_stops_the_start_and_is_not_shown(given: str, cure: str) -> None:
+    """The message has the entry and the cure."""
+    [line] = faults_of({"LLMPROXY_KEYS": given})
+
+    assert line.startswith("LLMPROXY_KEYS=***: ")
+    assert cure in line
+    assert "Kq3" not in line
 
 
 def test_every_variable_is_known_once() -> None:

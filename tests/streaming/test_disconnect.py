@@ -12,7 +12,8 @@ from llmproxy.forward import Forward
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Upstream
-from llmproxy.routing.rotation import Rotation, Server
+from llmproxy.routing.rotation import Rotation
+from llmproxy.routing.server import Server
 from llmproxy.stack import Frame, build
 from llmproxy.stalls import Stalls
 from llmproxy.transport.connect import transport_for

@@ -91,9 +91,11 @@ async def body_of(call: Call) -> bytes:
     return b"".join(await reads(call))
 
 
-async def fetch(transport: Transport, outgoing: Outgoing = GET) -> tuple[int, bytes]:
+async def fetch(
+    transport: Transport, outgoing: Outgoing = GET, *, answer: float = PATIENCE
+) -> tuple[int, bytes]:
     """Ask, read to the end, let go; return status and body."""
-    call = await ask(transport, outgoing)
+    call = await ask(transport, outgoing, answer=answer)
     try:
         return call.status, await body_of(call)
     finally:

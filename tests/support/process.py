@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -112,14 +111,6 @@ async def answering(process: Process, port: int, path: str = "/", seconds: float
         while not await _answers(port, path.encode()):
             assert process.returncode is None, f"it left at once: {process.stderr}"
             await asyncio.sleep(POLL)
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def _answers(port: int, path: bytes) -> bool:

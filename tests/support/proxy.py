@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.support.process import Process, answering, free_port, running
+from tests.support.ports import free_port
+from tests.support.process import Process, answering, running
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import uvicorn
 
 from llmproxy.types import ASGIApp
-from tests.support.process import Process, answering, free_port, running
+from tests.support.ports import free_port
+from tests.support.process import Process, answering, running
 from tests.support.wire import PATIENCE, patience
 
 HostName = Literal["uvicorn", "granian", "hypercorn"]

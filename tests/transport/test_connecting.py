@@ -14,7 +14,7 @@ from llmproxy.transport.http1 import Http1Transport
 from llmproxy.transport.limits import PoolLimits
 from tests.support.calls import ask, eventually, fetch, settle
 from tests.support.clock import pass_time
-from tests.support.process import free_port
+from tests.support.ports import free_port
 from tests.support.upstream import Exchange, json_answer, scripted
 from tests.support.wire import patience
 from tests.transport.conftest import Connect

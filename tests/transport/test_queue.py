@@ -20,7 +20,7 @@ from tests.support.calls import (
     post,
     settle,
 )
-from tests.support.process import free_port
+from tests.support.ports import free_port
 from tests.support.upstream import Exchange, ScriptedServer, json_answer, scripted
 from tests.transport.conftest import Connect, only_http1
 
@@ -60,10 +60,10 @@ async def gated() -> AsyncIterator[tuple[Gate, ScriptedServer]]:
 
 
 async def in_line(transport: Transport, numbers: range) -> dict[int, asyncio.Task[object]]:
-    """Let calls arrive one after the other."""
+    """Let calls arrive one after the other, and wait for their answers without a clock."""
     tasks: dict[int, asyncio.Task[object]] = {}
     for number in numbers:
-        tasks[number] = asyncio.create_task(fetch(transport, numbered(number)))
+        tasks[number] = asyncio.create_task(fetch(transport, numbered(number), answer=0))
         await settle()
     return tasks
 

@@ -2,6 +2,7 @@
 
 from benchmarks.micro.subjects import (
     frame,
+    limits,
     log,
     metrics,
     protocol,
@@ -12,5 +13,5 @@ from benchmarks.micro.subjects import (
     whole,
 )
 
-PLACES = (whole, server, frame, relay, transport, protocol, log, metrics, settings)
+PLACES = (whole, server, frame, limits, relay, transport, protocol, log, metrics, settings)
 """In the order of the table: from the outside in."""

@@ -1,6 +1,7 @@
 """The layers of the frame: each by itself, and all of them around the end of the chain."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.micro.messages import (
@@ -23,8 +24,9 @@ from llmproxy.forward import Forward
 from llmproxy.middleware.disconnect import DisconnectMiddleware
 from llmproxy.protocol.endpoints import CHAT, Paths
 from llmproxy.records import Clocks, InferenceRequest
-from llmproxy.routing.rotation import Rotation, Server
-from llmproxy.stack import Frame, Layer, build, order
+from llmproxy.routing.rotation import Rotation
+from llmproxy.routing.server import Server
+from llmproxy.stack import Frame, Layer, Part, build, order
 from llmproxy.stalls import Stalls
 from llmproxy.transport import Transport
 from llmproxy.types import EXCHANGE, ASGIApp, Message, Receive, Scope, Send
@@ -109,8 +111,8 @@ def a_frame() -> Frame:
     return Frame(access_log=LineCount(), paths=Paths((UPSTREAM,)), mark=b"llmproxy-0123456789ab")
 
 
-def chain(transport: Transport, frame: Frame) -> ASGIApp:
-    """Return the frame around the end of the chain."""
+def chain(transport: Transport, frame: Frame, parts: Sequence[Part] = ()) -> ASGIApp:
+    """Return the frame around the parts and the end of the chain."""
     clocks = Clocks()
     forward = Forward(
         rotation=Rotation((Server(UPSTREAM, transport),)),
@@ -120,7 +122,7 @@ def chain(transport: Transport, frame: Frame) -> ASGIApp:
         trusted_proxies=frame.trusted_proxies,
         mark=frame.mark,
     )
-    return build(frame, [], forward)
+    return build(frame, parts, forward)
 
 
 def a_scope() -> Scope:

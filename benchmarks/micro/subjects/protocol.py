@@ -62,7 +62,6 @@ async def request_head() -> Preparation:
         request_headers,
         CLIENT_HEADERS,
         UPSTREAM,
-        "0123456789abcdef0123456789abcdef",
         origin,
     )
 

@@ -144,6 +144,6 @@ def _connection() -> tuple[Connection, Wire]:
 
 def _streaming() -> tuple[Connection, Http1Call]:
     connection, _ = _connection()
-    call = connection.ask(replace(OUTGOING, body=QUESTION))
+    call = connection.ask(OUTGOING._replace(body=QUESTION))
     connection.data_received(head_bytes(STREAM_HEADERS))
     return connection, call

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 
 from llmproxy import metrics as prometheus
 from llmproxy.admin.answers import answer, answer_json
+from llmproxy.admin.api import Caller, nobody
 from llmproxy.admin.keys import AdminKey
 from llmproxy.errors import MethodNotAllowed, Unauthenticated
 from llmproxy.metrics import Metrics
+from llmproxy.records import Role
 from llmproxy.routing.health import Health
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
@@ -28,12 +30,15 @@ class Pages:
         admin_key: AdminKey,
         open_to_all: bool,
         draining: Callable[[], bool],
+        caller: Caller = nobody,
     ) -> None:
+        """`caller` returns who is calling with a key of its own, or None for nobody known."""
         self._health = health
         self._metrics = metrics
         self._admin_key = admin_key
         self._open_to_all = open_to_all
         self._draining = draining
+        self._caller = caller
 
     def by_path(self) -> Mapping[bytes, ASGIApp]:
         """Return each page under its path."""
@@ -57,7 +62,7 @@ class Pages:
             await answer_json(send, 503, {"status": "no healthy upstream"}, _RETRY_LATER)
 
     async def _summary(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check(scope)
+        await self._check(scope)
         probes = await self._health.look()
         up = sum(probe.ok for probe in probes.values())
         status = "draining" if self._draining() else "ok" if up == len(probes) else "degraded"
@@ -69,7 +74,7 @@ class Pages:
         await answer_json(send, 200 if up else 503, body)
 
     async def _upstreams(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check(scope)
+        await self._check(scope)
         probes = await self._health.look()
         connections = self._health.connections()
         body = {
@@ -85,14 +90,17 @@ class Pages:
         await answer_json(send, 200, body)
 
     async def _all_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check(scope)
+        await self._check(scope)
         await answer(send, 200, self._metrics.render(), prometheus.CONTENT_TYPE.encode())
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope) -> None:
         if self._open_to_all and _reached_over_loopback(scope):
             return
-        if not self._admin_key.opens(scope["headers"]):
-            raise Unauthenticated("This page needs the admin key.")
+        if self._admin_key.opens(scope["headers"]):
+            return
+        who = await self._caller(scope)
+        if who is None or who.role not in (Role.VIEWER, Role.ADMIN):
+            raise Unauthenticated("This page needs the admin key, or one with the role viewer.")
 
 
 def _reached_over_loopback(scope: Scope) -> bool:

@@ -12,6 +12,11 @@ class AdminKey:
     def __init__(self, key: str | None) -> None:
         self._key = key.encode() if key else None
 
+    @property
+    def configured(self) -> bool:
+        """Whether there is one."""
+        return self._key is not None
+
     def opens(self, headers: list[Header]) -> bool:
         """Tell whether a request carries the key."""
         if self._key is None:

@@ -15,7 +15,6 @@ from llmproxy.context import get_context
 from llmproxy.errors import ClientGone
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, WatchedExchange, watched
 
-
 LEFT = "The client left before its answer was complete."
 
 

@@ -22,7 +22,10 @@ _ALLOW = [(b"allow", b", ".join(sorted(method.encode() for method in METHODS)))]
 
 
 class EntranceMiddleware:
-    """Engine paths go on; our own pages are answered here; everything else is 404."""
+    """Engine paths go on; our own pages are answered here; everything else is 404.
+
+    A page under `/name/` has every path below it.
+    """
 
     def __init__(
         self,
@@ -32,12 +35,15 @@ class EntranceMiddleware:
         pages: Mapping[bytes, ASGIApp],
         admin_key: AdminKey,
         mark: bytes,
+        keys_decide: bool = False,
     ) -> None:
+        """`keys_decide`: further in the caller's own key tells whether it may manage engines."""
         self.app = app
         self.paths = paths
         self.pages = pages
         self.admin_key = admin_key
         self.mark = mark
+        self.keys_decide = keys_decide
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +52,7 @@ class EntranceMiddleware:
 
         ctx = get_context(scope)
         raw = ctx.path = path_below_mount(scope)
-        page = self.pages.get(raw)
+        page = self.pages.get(raw) or self.pages.get(raw[: raw.find(b"/", 1) + 1])
         if page is not None:
             await page(scope, receive, send)
             return
@@ -58,7 +64,11 @@ class EntranceMiddleware:
             raise MethodNotAllowed("This method is not served here.", headers=_ALLOW)
         if b"via" in ctx.fields and self._has_been_here(scope["headers"]):
             raise LoopDetected("This request has come through this proxy before.")
-        if endpoint.management and not self.admin_key.opens(scope["headers"]):
+        if (
+            endpoint.management
+            and not self.keys_decide
+            and not self.admin_key.opens(scope["headers"])
+        ):
             raise Unauthenticated("This path needs the admin key.")
         ctx.endpoint = endpoint
         await self.app(scope, receive, send)

@@ -3,7 +3,8 @@
 Stands outermost, so that what it counts is what the client was sent.
 
 Reads:  attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
-        inference, request_id, sent, started_at, status, tail, upstream, waited
+        inference, limit_headers, principal, request_id, sent, started_at, status, tail, tap,
+        upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
 """
@@ -14,12 +15,12 @@ import re
 from llmproxy import clock
 from llmproxy.context import SCOPE_KEY, RequestContext
 from llmproxy.errors import ClientGone, Outcome
-from llmproxy.headers import with_headers
+from llmproxy.headers import with_headers, with_headers_set
 from llmproxy.logs import AccessLog
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Ending
-from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PATH_LENGTH = 256  # characters of a path that a log line shows
@@ -51,20 +52,12 @@ class ObserveMiddleware:
         peer = scope.get("client")
         ctx.client = self.trusted_proxies.client(peer[0] if peer else None, headers)
 
-        async def send_observed(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                ctx.sent += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    ctx.complete = True
-            elif message["type"] == "http.response.start":
-                ctx.status = message["status"]
-                message = with_headers(message, own_headers(ctx))
-            await send(message)
-
+        writer = writer_of(send)
+        sent = Sent(ctx, send) if writer is None else Written(ctx, send, writer)
         self.metrics.inflight(+1)
         stopped = False
         try:
-            await self.app(scope, receive, send_observed)
+            await self.app(scope, receive, sent.send)
         except BaseException as exc:
             stopped = not isinstance(exc, Exception)
             raise
@@ -92,6 +85,9 @@ class ObserveMiddleware:
             duration=duration,
             overhead=overhead,
         )
+        usage = ctx.tap.usage() if ctx.tap is not None else None
+        if usage is not None:
+            self.metrics.tokens(model, usage)
         first_token = None
         if ctx.first_byte_at is not None:
             first_token = ctx.first_byte_at - ctx.started_at
@@ -112,6 +108,8 @@ class ObserveMiddleware:
                     "path": scope["path"][:_PATH_LENGTH],
                     "endpoint": endpoint,
                     "model": model[:_PATH_LENGTH] if model is not None else None,
+                    "principal": ctx.principal.name if ctx.principal is not None else None,
+                    "team": ctx.principal.team if ctx.principal is not None else None,
                     "stream": ctx.tail is not None,
                     "status": status,
                     "outcome": outcome.value,
@@ -124,8 +122,62 @@ class ObserveMiddleware:
                     ),
                     "overhead_ms": round(overhead * 1000, 3),
                     "bytes": ctx.sent,
+                    "prompt_tokens": usage.prompt if usage is not None else None,
+                    "completion_tokens": usage.completion if usage is not None else None,
+                    "tokens_estimated": usage.estimated or None if usage is not None else None,
                 }
             )
+
+
+class Sent:
+    """What a client is sent on one request."""
+
+    __slots__ = ("_send", "ctx")
+
+    def __init__(self, ctx: RequestContext, send: Send) -> None:
+        self.ctx = ctx
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        ctx = self.ctx
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            ctx.sent += len(body)
+            tap = ctx.tap
+            if tap is not None:
+                tap.note(body)
+            if not message.get("more_body", False):
+                ctx.complete = True
+                if tap is not None:
+                    tap.end()
+        elif message["type"] == "http.response.start":
+            ctx.status = message["status"]
+            if ctx.tap is not None:
+                ctx.tap.begin(message["status"], message.get("headers", []))
+            if ctx.limit_headers:  # ours, and not those of a cloud that has limits too
+                message = with_headers_set(message, ctx.limit_headers)
+            message = with_headers(message, own_headers(ctx))
+        await self._send(message)
+
+
+class Written(Sent, Writer):
+    """The same under our own server, which takes a piece of a body at once."""
+
+    __slots__ = ("_writer",)
+
+    def __init__(self, ctx: RequestContext, send: Send, writer: Writer) -> None:
+        super().__init__(ctx, send)
+        self._writer = writer
+
+    def write(self, body: bytes) -> bool:
+        ctx = self.ctx
+        ctx.sent += len(body)
+        if ctx.tap is not None:
+            ctx.tap.note(body)
+        return self._writer.write(body)
+
+    async def room(self) -> None:
+        await self._writer.room()
 
 
 def new_context(headers: list[Header]) -> RequestContext:

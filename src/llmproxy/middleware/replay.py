@@ -3,16 +3,16 @@
 A layer that is used on its own stands in front of a foreign app, which expects to receive the
 body itself.
 
-Reads:  body
+Reads:  body, outgoing
 Writes: (nothing)
 Raises: (nothing)
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from llmproxy.context import get_context
 from llmproxy.records import Upload
-from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send
 
 
 class ReplayMiddleware:
@@ -26,7 +26,10 @@ class ReplayMiddleware:
             await self.app(scope, receive, send)
             return
 
-        body = get_context(scope).body
+        ctx = get_context(scope)
+        body = ctx.outgoing if ctx.outgoing is not None else ctx.body
+        if ctx.outgoing is not None:
+            scope = {**scope, "headers": _with_length(scope["headers"], len(ctx.outgoing))}
         messages = _messages(body if body is not None else b"")
 
         async def receive_replayed() -> Message:
@@ -35,6 +38,11 @@ class ReplayMiddleware:
             return await receive()
 
         await self.app(scope, receive_replayed, send)
+
+
+def _with_length(headers: Iterable[Header], length: int) -> list[Header]:
+    said = b"%d" % length
+    return [(name, said if name == b"content-length" else value) for name, value in headers]
 
 
 async def _messages(body: bytes | Upload) -> AsyncIterator[Message]:

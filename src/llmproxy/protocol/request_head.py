@@ -34,9 +34,9 @@ _OURS = b"x-llmproxy-"
 
 
 def request_headers(
-    headers: list[Header], upstream: Upstream, request_id: str, origin: list[Header]
+    headers: list[Header], upstream: Upstream, origin: list[Header]
 ) -> list[Header]:
-    """Return the headers for one attempt, complete but for the framing."""
+    """Return the headers for one attempt, complete but for the framing and the request's id."""
     named = None
     kept: list[Header] = [(b"host", upstream.authority.encode())]
     for header in headers:
@@ -54,7 +54,6 @@ def request_headers(
         ours = {name for name, _ in upstream.credentials}
         kept = [header for header in kept if header[0] not in ours]
     kept.append((b"accept-encoding", b"identity"))
-    kept.append((b"x-request-id", request_id.encode()))
     kept += origin
     kept += upstream.credentials
     return kept

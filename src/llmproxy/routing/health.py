@@ -4,7 +4,7 @@ import asyncio
 
 from llmproxy.metrics import Metrics
 from llmproxy.routing.probe import Probe, probe
-from llmproxy.routing.rotation import Server
+from llmproxy.routing.server import Server
 
 FRESH = 2.0  # seconds that an answer is believed: readiness checks come in flocks
 WITHIN = 3.0  # seconds that an upstream has to say how it is

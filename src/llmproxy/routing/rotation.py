@@ -1,20 +1,11 @@
 """One server after the other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmproxy.errors import NoUpstream
 from llmproxy.protocol.endpoints import serves
 from llmproxy.records import Endpoint, InferenceRequest, Upstream
-from llmproxy.transport import Transport
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """An upstream and the way to it."""
-
-    upstream: Upstream
-    transport: Transport
+from llmproxy.routing.server import Server
 
 
 class Rotation:

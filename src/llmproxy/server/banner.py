@@ -25,7 +25,8 @@ def banner(settings: Settings, address: str) -> str:
     lines = [
         f"llmproxy listens on {address}",
         *(f"  upstream  {each.name}  {url_of(each)}" for each in settings.upstreams),
-        f"  layers    {', '.join(settings.middleware) or 'none: the frame alone'}",
+        f"  layers    {', '.join(settings.chain) or 'none: the frame alone'}",
+        f"  store     {settings.store}",
         f"  off       {', '.join(_off(settings)) or 'nothing'}",
     ]
     if any(upstream.name == DEMO for upstream in settings.upstreams):
@@ -34,7 +35,11 @@ def banner(settings: Settings, address: str) -> str:
 
 
 def _off(settings: Settings) -> list[str]:
-    off = ["auth (everybody who can connect may ask)"]
+    off = []
+    if settings.auth == "off":
+        off.append("auth (everybody who can connect may ask)")
+    if not (settings.limits or settings.budget):
+        off.append("limits (LLMPROXY_LIMITS)")
     if settings.admin_key is None:
         off.append("admin API (LLMPROXY_ADMIN_KEY)")
     if settings.tls_cert is None and not settings.host.startswith("unix:"):

@@ -21,6 +21,7 @@ class Bounds:
     connections: int = 0  # open at once, 0 = no limit of ours
 
     read_ahead: int = 64 * 1024  # of a body that the app has not asked for yet
+    write_ahead: int = 4 * 1024  # bytes that may wait for the kernel before the app has to
     overhead: int = 64 * 1024  # bytes of chunk framing in a row that carry no body
     send_buffer: int = 256 * 1024  # SO_SNDBUF; the kernel would take 4 MiB for a reader who stands
     lame_duck: float = 1.0  # after a drain began, for a request that is on its way already

@@ -4,6 +4,8 @@ import asyncio
 from collections import OrderedDict
 from typing import Protocol
 
+from llmproxy.server.departures import Departures
+
 TICK = 0.25  # seconds; how late a deadline may be noticed
 
 
@@ -29,6 +31,7 @@ class Connections:
         self._idle: OrderedDict[Clocked, None] = OrderedDict()  # the longest idle first
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self.departures = Departures(self._loop)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -55,6 +58,11 @@ class Connections:
     def busy(self, connection: Clocked) -> None:
         """Note that something is."""
         self._idle.pop(connection, None)
+
+    def close_idle(self) -> None:
+        """Close every connection on which nothing is under way."""
+        while self._idle:
+            self._idle.popitem(last=False)[0].close_idle()
 
     def remove(self, connection: Clocked) -> None:
         """Forget a connection that is gone."""

@@ -6,13 +6,14 @@ Rule 2: the head goes out together with the first bytes of the body, in one writ
 
 import asyncio
 import logging
-from collections import deque
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmproxy import codec
+from llmproxy.context import SCOPE_KEY
 from llmproxy.errors import ProxyError, RequestTimeout
-from llmproxy.types import ASGIApp, Header, Message, Scope
+from llmproxy.server.head_memory import HeadMemory
+from llmproxy.types import ASGIApp, Header, Message, Scope, Writer
 
 if TYPE_CHECKING:
     from llmproxy.server.protocol import GuardedProtocol
@@ -22,6 +23,7 @@ STATUS_LINES = {
     for status in HTTPStatus
 }
 _BODYLESS = (204, 304)
+LARGE = 16 * 1024  # bytes; a piece of this size is not copied to put its frame around it
 
 log = logging.getLogger("llmproxy.server")
 
@@ -30,7 +32,7 @@ class BrokenAnswer(RuntimeError):
     """The app sent something that is no HTTP answer."""
 
 
-class Exchange:
+class Exchange(Writer):
     """The ASGI side of one request."""
 
     def __init__(
@@ -41,6 +43,7 @@ class Exchange:
         keep_alive: bool,
         expects_continue: bool,
         old: bool,
+        memory: HeadMemory | None,
     ) -> None:
         # The connection
         self._protocol = protocol
@@ -51,8 +54,9 @@ class Exchange:
 
         # The request
         self.scope = scope
+        self._memory = memory
         self.received = 0  # bytes of its body
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._buffered = 0
         self.body_complete = False
         self._body_taken = False
@@ -101,16 +105,23 @@ class Exchange:
         finally:
             if not self.complete and not self.gone:
                 self._leave_unfinished(500, "internal_error", "The server failed to answer.")
-            # These two close a circle, and a circle waits for the garbage collector: 7 % of
-            # what a request costs.
+            # These close circles, and a circle waits for the garbage collector: 7 % of what a
+            # request costs, and as much memory as its body and its answer had.
             self.task = None
             self.scope.pop("extensions", None)
+            context = self.scope.get(SCOPE_KEY)
+            if context is not None and context.failure is not None:
+                forget_origin(context.failure)
 
     def cancel_when_gone(self, wanted: bool) -> None:
         """Have the running task cancelled as soon as the client hangs up, or no more."""
         self._cancels = wanted
         if wanted and self.gone and self.task is not None:
             self.task.cancel()
+
+    def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
+        """Return what was noted about these headers, when this connection repeats them."""
+        return self._memory.notes(headers) if self._memory is not None else None
 
     async def receive(self) -> Message:
         while not self._pieces:
@@ -152,6 +163,18 @@ class Exchange:
             self._begin(message["status"], message.get("headers", ()))
             self.started = True
 
+    def write(self, body: bytes) -> bool:
+        if self.gone:
+            return True
+        if not self.started or self.complete:
+            raise BrokenAnswer("a body before the head, or after the end of the answer")
+        self._send_body(body, True)
+        return self._protocol.blocked is None
+
+    async def room(self) -> None:
+        if self._protocol.blocked is not None:
+            await self._protocol.unblocked()
+
     # The connection
 
     def feed(self, body: bytes) -> None:
@@ -174,9 +197,14 @@ class Exchange:
         if self.gone or self.complete:
             return
         self.gone = True
+        if self._cancels:
+            self._protocol.see_off(self)
+        self._wake()
+
+    def cancel(self) -> None:
+        """End the running task, unless it has come to where it must not be disturbed."""
         if self._cancels and self.task is not None:
             self.task.cancel()
-        self._wake()
 
     def give_up_on_body(self) -> None:
         """Note that the body took too long."""
@@ -229,6 +257,9 @@ class Exchange:
             if not body:
                 data = b"" if more else b"0\r\n\r\n"
             elif more:
+                if len(body) >= LARGE:
+                    self._send_large(body)
+                    return
                 data = b"%x\r\n%b\r\n" % (len(body), body)
             else:
                 data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -249,12 +280,23 @@ class Exchange:
             self._wake()
             self._protocol.answered(self)
 
+    def _send_large(self, body: bytes) -> None:
+        # The piece may wait here for long, and whoever sent it keeps it meanwhile: a copy
+        # would be most of what a reader that stands still can hold.
+        head, self._head = self._head or b"", None
+        self._transport.writelines((b"%b%x\r\n" % (head, len(body)), body, b"\r\n"))
+
     def _leave_unfinished(self, status: int, code: str, message: str) -> None:
         if not self.committed:
             self._protocol.refuse(status, code, message)
             return
         # Where the end of the connection is the end of the answer, only a reset tells.
         self._protocol.cut(reset=self.ends_with_connection)
+
+
+def forget_origin(failure: BaseException) -> None:
+    """Drop what an error that was kept holds: every frame it came through, and all of theirs."""
+    failure.__traceback__ = failure.__cause__ = failure.__context__ = None
 
 
 def refusal(

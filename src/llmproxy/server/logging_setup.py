@@ -42,6 +42,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (request_id := getattr(record, "request_id", None)) is not None:
             fields["request_id"] = request_id
+        if (audit := getattr(record, "audit", None)) is not None:
+            fields["audit"] = audit
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return codec.dumps(fields).decode()

@@ -5,22 +5,30 @@ uvicorn runs it in the place of its own HTTP protocol and is asked for nothing b
 """
 
 import asyncio
+import logging
+import os
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from llmproxy.context import SCOPE_KEY
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
 from llmproxy.server.exchange import Exchange, refusal
+from llmproxy.server.head_memory import HeadMemory
 from llmproxy.server.head_rules import Head, Refusal
 from llmproxy.server.place import Place
 from llmproxy.server.progress import Progress
 from llmproxy.server.request_reader import RequestReader
 from llmproxy.server.sockets import FOR_EVER, reset_on_close
-from llmproxy.types import EXCHANGE
+from llmproxy.types import EXCHANGE, Header
 
 RETRY_AFTER = ((b"retry-after", b"1"),)
+
+log = logging.getLogger("llmproxy.server")
 
 
 class GuardedProtocol(asyncio.Protocol):
@@ -66,6 +74,8 @@ class GuardedProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        with suppress(NotImplementedError):  # asyncio asks it of no transport
+            self.transport.set_write_buffer_limits(self.bounds.write_ahead)
         if not self._connections.add(self):
             full = "All connections are in use."
             self._say_no(Refusal(503, "overloaded", full, RETRY_AFTER))
@@ -82,9 +92,11 @@ class GuardedProtocol(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         self._connections.remove(self)
         self.deadline = FOR_EVER
-        if self._exchange is not None:
-            self._exchange.hang_up()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.hang_up()
         self._unblock()
+        self._reader.close()
 
     def eof_received(self) -> bool:
         # As in nginx and uvicorn, a client that stops sending has hung up. What it was sent
@@ -130,7 +142,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     # For the reader
 
-    def begin(self, head: Head, method: bytes) -> Exchange:
+    def begin(self, head: Head, method: bytes, memory: HeadMemory | None = None) -> Exchange:
         scope = self._place.scope(head, method)
         exchange = Exchange(
             self,
@@ -138,6 +150,7 @@ class GuardedProtocol(asyncio.Protocol):
             keep_alive=head.keep_alive,
             expects_continue=head.expects_continue,
             old=head.old,
+            memory=memory,
         )
         scope["extensions"] = {EXCHANGE: exchange}
         self._exchange = exchange
@@ -151,6 +164,10 @@ class GuardedProtocol(asyncio.Protocol):
 
     # For the exchange
 
+    def see_off(self, exchange: Exchange) -> None:
+        """Cancel an exchange whose client has gone, when it is its turn."""
+        self._connections.departures.add(exchange)
+
     def body_arrived(self) -> None:
         """The request is complete: from now on only its client's leaving is of interest."""
         if self.blocked is None:
@@ -159,7 +176,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def date(self) -> bytes:
         """Return the Date line that uvicorn renews every second."""
-        return b"".join(b"%b: %b\r\n" % each for each in self._server_state.default_headers)
+        return lines_of(tuple(self._server_state.default_headers))
 
     def pause_reading(self) -> None:
         if self._reading and not self.transport.is_closing():
@@ -182,6 +199,7 @@ class GuardedProtocol(asyncio.Protocol):
         """The answer is complete: wait for the next request, or close."""
         self._server_state.total_requests += 1
         self._exchange = None
+        self._reader.let_go()
         if not exchange.keep_alive:
             self._close_kindly(unread=not exchange.body_complete or self._reader.more_behind)
             return
@@ -287,18 +305,28 @@ class GuardedProtocol(asyncio.Protocol):
     def _turn_away(self, refused: Refusal) -> None:
         """Say no, where an answer has not begun, and close."""
         exchange, self._exchange = self._exchange, None
+        context = None
         if exchange is not None:
             committed = exchange.committed
             exchange.hang_up()
             if committed:
                 self.cut(reset=exchange.ends_with_connection)
                 return
-        self._say_no(refused)
+            context = exchange.scope.get(SCOPE_KEY)
+        self._say_no(refused, context.request_id if context is not None else None)
         self._close_kindly(unread=True)
 
-    def _say_no(self, refused: Refusal) -> None:
+    def _say_no(self, refused: Refusal, name: str | None = None) -> None:
+        # A request that nobody has named yet is in no log of requests. Its refusal is told here,
+        # to those who look for it; others could fill a disk with it.
+        if name is None:
+            name = os.urandom(16).hex()
+            log.debug(
+                "refused: %d, %s", refused.status, refused.message, extra={"request_id": name}
+            )
+        headers = ((b"x-request-id", name.encode()), *refused.headers)
         self.transport.write(
-            refusal(refused.status, refused.code, refused.message, refused.headers, self.date())
+            refusal(refused.status, refused.code, refused.message, headers, self.date())
         )
 
     def _close_kindly(self, *, unread: bool) -> None:
@@ -320,3 +348,9 @@ class GuardedProtocol(asyncio.Protocol):
         """Close once everything is sent; a client that does not take it gets its time."""
         self._watch_progress(self.bounds.write_timeout / 4)
         self.transport.close()
+
+
+@lru_cache(maxsize=4)
+def lines_of(headers: tuple[Header, ...]) -> bytes:
+    """Return headers as they stand in a head."""
+    return b"".join(b"%b: %b\r\n" % each for each in headers)

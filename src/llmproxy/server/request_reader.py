@@ -9,11 +9,13 @@ from typing import Protocol
 import httptools
 
 from llmproxy.server.bounds import Bounds
-from llmproxy.server.head_rules import Head, Refusal, check_head
+from llmproxy.server.head_memory import HeadMemory, Recalled
+from llmproxy.server.head_rules import Head, Refusal, check_head, condensed
 from llmproxy.types import Header
 
 # A chunk costs its size and two line ends; what comes on top of that is nobody's need.
 FRAMING = 16
+KEPT = 2 * 1024  # bytes of a head that comes in pieces; more of them are not kept twice
 
 
 class Incoming(Protocol):
@@ -32,8 +34,8 @@ class Incoming(Protocol):
 class Owner(Protocol):
     """The connection, as far as it is seen from here."""
 
-    def begin(self, head: Head, method: bytes) -> Incoming:
-        """Start a request."""
+    def begin(self, head: Head, method: bytes, memory: HeadMemory | None = None) -> Incoming:
+        """Start a request; `memory` is where its head was known from."""
 
 
 class RequestReader:
@@ -49,11 +51,18 @@ class RequestReader:
 
         self.in_head = False
         self.heard = False  # a byte of the head that comes in
-        self._raw = b""  # the head as it came
+        self._raw = b""  # the head as it came, and
+        self._dropped = 0  # bytes of it that need not be known any more
         self._target = b""
         self._headers: list[Header] = []
         self._overhead = 0  # bytes that were not content
         self._chunked = False
+
+        # Neither a head that was known before goes to the parser, nor the body behind it
+        self._heads = 0  # that were read
+        self._in_one_piece = False
+        self._memory: HeadMemory | None = None
+        self._left = 0  # bytes of such a body
 
     def begin_head(self) -> None:
         """Expect a new request."""
@@ -61,20 +70,65 @@ class RequestReader:
         self.in_head = True
         self.heard = False
         self._raw = b""
+        self._dropped = 0
         self._target = b""
         self._headers = []
         self._overhead = 0
 
+    def let_go(self) -> None:
+        """Forget a request that is answered: its body may be large, and the next one far off."""
+        self._request = None
+        self._headers = []
+
+    def close(self) -> None:
+        """Expect nothing more. Parser and reader hold each other, and would for long."""
+        self.let_go()
+        self._raw = b""
+        self._memory = None
+        del self._parser
+
     def feed(self, data: bytes) -> Refusal | None:
         """Read on; what is returned ends the connection."""
+        if self._left:
+            self._feed_known(data)
+            return None
         if self.in_head:
             self.heard = True
+            if not self._raw and self._memory is not None:
+                known = self._memory.recall(data)
+                if known is not None:
+                    self._begin_known(known, data)
+                    return None
+            self._in_one_piece = not self._raw
             self._raw = self._raw + data if self._raw else data
         self._overhead += len(data)
         self._parse(data)
+        if self.in_head and len(self._raw) > KEPT:
+            raw, self._raw = self._raw, condensed(self._raw)
+            self._dropped += len(raw) - len(self._raw)
         if self._overhead > self._bounds.head and self._refusal is None:
             self._weigh()
         return self._refusal
+
+    def _begin_known(self, known: Recalled, data: bytes) -> None:
+        """Begin a request whose head was here before."""
+        self.in_head = False
+        self._chunked = False
+        self._left = known.head.length or 0
+        self._request = self._owner.begin(known.head, known.method, known.memory)
+        self._feed_known(data[known.end :])
+
+    def _feed_known(self, data: bytes) -> None:
+        request = self._request
+        assert request is not None
+        body = data[: self._left]
+        self._left -= len(body)
+        if body:
+            request.feed(body)
+        if not self._left:
+            request.end_body()
+            if len(data) > len(body):
+                self._parse(data[len(body) :])  # an empty line may stand there, and nothing else
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -136,7 +190,8 @@ class RequestReader:
         method = parser.get_method()
         try:
             # Looked for only where a head could be too long: it may have come in one piece.
-            if self._overhead > self._bounds.head and _head_size(raw) > self._bounds.head:
+            large = self._overhead > self._bounds.head
+            if large and self._dropped + _head_size(raw) > self._bounds.head:
                 raise Refusal(431, "invalid_request", "The request head is too large.")
             version = parser.get_http_version()
             head = check_head(raw, method, self._target, version, self._headers)
@@ -144,6 +199,13 @@ class RequestReader:
             self._refusal = refused
             return
         self._chunked = head.length is None
+        self._heads += 1
+        # Not of a first head: most streams have a connection of their own, and would pay
+        # with memory for what they never do again. Nor of one that came in pieces: it is
+        # recalled in one, and what is remembered has to be what was sent, to the byte.
+        if self._heads > 1 and head.keep_alive and self._in_one_piece:
+            self._memory = self._memory or HeadMemory()
+            self._memory.learn(raw, method, head, self._bounds.head)
         self._request = self._owner.begin(head, method)
 
     def on_body(self, body: bytes) -> None:

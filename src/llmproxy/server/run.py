@@ -10,8 +10,10 @@ from llmproxy.server.listening import CannotListen, address_of, listening_as
 from llmproxy.server.logging_setup import set_up_logging
 from llmproxy.server.supervisor import Supervisor
 from llmproxy.settings import Settings, SettingsError, load
+from llmproxy.settings.variables import variable_of
 
 CANNOT_LISTEN = 3  # the exit code
+FIXED = ("host", "port", "workers")  # what the supervisor itself has taken, once and for all
 
 
 def run(settings: Settings, *, warnings: Sequence[str] = ()) -> int:
@@ -32,6 +34,9 @@ def run(settings: Settings, *, warnings: Sequence[str] = ()) -> int:
             return None
         for warning in loaded.warnings:
             log.warning(warning)
+        for field in FIXED:
+            if getattr(loaded.settings, field) != getattr(settings, field):
+                log.warning("%s has changed: that takes a restart", variable_of(field))
         return loaded.settings.drain_timeout
 
     try:

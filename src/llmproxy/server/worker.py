@@ -62,6 +62,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         connections = Connections(self.bounds.connections)
+        self.app.pressure.relieve = connections.close_idle
 
         # uvicorn calls this with its own arguments, for each connection.
         def protocol(**given: object) -> GuardedProtocol:
@@ -174,6 +175,12 @@ def most_connections() -> int:
     return max(1, (min(soft, PLENTY) - OWN_DESCRIPTORS) // 2)
 
 
+def place_of(name: str) -> int:
+    """Return which of the workers one is, from its name: they are numbered as they start."""
+    number = name.rpartition("-")[2]
+    return int(number) - 1 if number.isdigit() else 0
+
+
 def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
     """Return uvicorn's configuration."""
     return uvicorn.Config(
@@ -208,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_CONFIGURATION
     set_up_logging(settings.log_level, settings.log_format)
     form = json_line if settings.log_format == "json" else console_line
-    app = LLMProxy(settings, access_log=BatchLog(STDOUT, form))
+    app = LLMProxy(settings, access_log=BatchLog(STDOUT, form), place=place_of(arguments.name))
     board = Board(arguments.board, arguments.name, app.metrics)
     app.metrics.others = board.others
     lifeline = socket.socket(fileno=arguments.lifeline)

@@ -10,7 +10,9 @@ from llmproxy.settings.faults import Refused, cut, refuse
 from llmproxy.settings.lists import strings
 from llmproxy.settings.variables import NOT_IN_THIS_VERSION
 
-BUILT_IN = ("auth", "rate_limit", "metering", "semantic_cache", "routing")
+BUILT_IN = ("auth", "rate_limit")
+LATER = ("metering", "semantic_cache", "routing")
+DEFAULT = BUILT_IN
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -20,6 +22,8 @@ def middleware(given: object) -> tuple[str, ...]:
     found = strings(given)
     for name in found:
         if name in BUILT_IN:
+            continue
+        if name in LATER:
             raise Refused((cut(name), f"{NOT_IN_THIS_VERSION}; leave it out"))
         if not _PATH.fullmatch(name):
             raise refuse(name, f"must be package.module:Class or one of {', '.join(BUILT_IN)}")
@@ -30,4 +34,6 @@ def middleware(given: object) -> tuple[str, ...]:
             raise refuse(name, f"cannot be imported: {type(exc).__name__}") from exc
         if not callable(layer):
             raise refuse(name, "must be a class that takes the app as its first argument")
+    if len(set(found)) != len(found):
+        raise refuse(given, "names a layer twice")
     return found

@@ -13,6 +13,7 @@ from llmproxy.settings.upstreams import Given, has_key
 from llmproxy.settings.variables import IN_THIS_VERSION, field_of, variable_of
 
 SIZES = frozenset({"max_body", "max_upload"})
+_MAY_NAME_VARIABLES = {"upstreams", "keys"}  # by `env:NAME`
 S = TypeVar("S", bound=Settings)
 
 
@@ -42,8 +43,8 @@ def load(
     """Read defaults, file, environment and arguments; raise with every fault in any of them."""
     collected = collect(environ, arguments or {})
     values = {name: value for name, value in collected.values.items() if name != "config"}
-    if "upstreams" in values:
-        values["upstreams"] = Given(values["upstreams"], environ)
+    for name in _MAY_NAME_VARIABLES & values.keys():
+        values[name] = Given(values[name], environ)
     faults = list(collected.faults)
     settings = None
     try:
@@ -76,6 +77,18 @@ def _placed(fault: Fault, sources: Mapping[str, str]) -> Fault:
 
 
 def _warnings(settings: Settings) -> list[str]:
+    unasked = settings.auth == "off" and settings.admin_key is not None and settings.store.shared
+    return [
+        *(
+            ["keys can be issued and nobody is asked for one; LLMPROXY_AUTH=keys asks"]
+            if unasked
+            else []
+        ),
+        *_keyless(settings),
+    ]
+
+
+def _keyless(settings: Settings) -> list[str]:
     return [
         f"{upstream.name} is {upstream.preset}:// without a key;"
         f" set one with ;key=env:NAME in LLMPROXY_UPSTREAMS"

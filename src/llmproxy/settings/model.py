@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -20,13 +20,27 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from llmproxy.records import Clocks, Upstream
+from llmproxy.metering.prices import Price
+from llmproxy.rate_limit.budgets import budgets as read_budgets
+from llmproxy.rate_limit.limits import limits as read_limits
+from llmproxy.records import Budget, Clocks, Limit, Upstream
 from llmproxy.settings import addresses, layers, scalars
-from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, cut
+from llmproxy.settings.contradictions import why_no_auth, why_not_kept
+from llmproxy.settings.engines import (
+    KeySource,
+    StoreUrl,
+    read_claims,
+    read_keys,
+    read_prices,
+    read_store,
+    reader,
+)
+from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, refuse
+from llmproxy.settings.lists import strings
 from llmproxy.settings.texts import as_text
 from llmproxy.settings.upstream_options import why_no_certificate
 from llmproxy.settings.upstreams import Given, read_upstreams
-from llmproxy.settings.variables import NOT_IN_THIS_VERSION, unknown, variable_of
+from llmproxy.settings.variables import unknown, variable_of
 
 T = TypeVar("T")
 MIB = 1024 * 1024
@@ -55,11 +69,37 @@ def _auth(given: object) -> str | None:
     if given is None:
         return None  # not said; see _is_off_on_purpose
     word = given.strip().lower() if isinstance(given, str) else ""
-    if word and all(part in ("keys", "jwt", "hmac") for part in word.split("+")):
-        raise Refused((cut(given), f"{NOT_IN_THIS_VERSION}; the only value is off"))
-    return scalars.choice("off")(given)
+    methods = word.split("+")
+    if word == "off" or (set(methods) <= set(METHODS) and len(set(methods)) == len(methods)):
+        return word
+    raise refuse(given, f"must be off, or one of {', '.join(METHODS)}, or several joined by +")
 
 
+def _algorithms(given: object) -> tuple[str, ...]:
+    if not (named := strings(given)):
+        return ()  # those that are safe with public keys
+
+    from llmproxy.auth.tokens import checked_algorithms  # brings an HTTP client along
+
+    try:
+        return checked_algorithms(named)
+    except ValueError as exc:
+        raise refuse(given, str(exc)) from None
+
+
+def _url(given: object) -> str:
+    if isinstance(given, str) and given.strip().startswith(("https://", "http://")):
+        return given.strip()
+    raise refuse(given, "must be a URL that begins with https://")
+
+
+def _key_set(given: object) -> str:
+    if isinstance(given, str) and given.strip().startswith(("https://", "http://")):
+        return given.strip()
+    return scalars.existing_file(given)
+
+
+METHODS = ("keys", "jwt", "hmac")
 Seconds = Annotated[float, PlainValidator(scalars.seconds)]
 Size = Annotated[int, PlainValidator(scalars.size)]
 File = Annotated[str | None, PlainValidator(_optional(scalars.existing_file))]
@@ -86,8 +126,31 @@ class Settings(BaseSettings):
     workers: Annotated[int, PlainValidator(scalars.count(1, 1024))] = 1
     tls_cert: File = None
     tls_key: File = Field(default=None, validate_default=True)
-    auth: Annotated[str, PlainValidator(_auth)] = Field(default=None, validate_default=True)
     admin_key: Annotated[SecretStr | None, PlainValidator(_optional(_admin_key))] = None
+    middleware: Annotated[tuple[str, ...], PlainValidator(layers.middleware)] = layers.DEFAULT
+    keys: Annotated[KeySource, PlainValidator(read_keys)] = KeySource()
+    store: Annotated[StoreUrl, PlainValidator(read_store)] = StoreUrl()
+    store_down: Annotated[
+        Literal["closed", "soft"], PlainValidator(scalars.choice("closed", "soft"))
+    ] = "closed"
+    jwt_issuer: Annotated[str | None, PlainValidator(_optional(_url))] = None
+    jwt_audience: Annotated[tuple[str, ...], PlainValidator(strings)] = ()
+    jwt_algorithms: Annotated[tuple[str, ...], PlainValidator(_algorithms)] = ()
+    jwt_jwks: Annotated[str | None, PlainValidator(_optional(_key_set))] = None
+    jwt_claims: Annotated[tuple[str, ...], PlainValidator(read_claims)] = ("name=sub",)
+    auth: Annotated[str, PlainValidator(_auth)] = Field(default=None, validate_default=True)
+    prices: Annotated[tuple[Price, ...], PlainValidator(read_prices)] = ()
+    limits: Annotated[tuple[Limit, ...], PlainValidator(reader(read_limits, Limit))] = ()
+    budget: Annotated[tuple[Budget, ...], PlainValidator(reader(read_budgets, Budget))] = Field(
+        default=(), validate_default=True
+    )
+    charge_cancelled: Annotated[
+        Literal["counted", "reported", "none"],
+        PlainValidator(scalars.choice("counted", "reported", "none")),
+    ] = "counted"
+    max_inflight: Annotated[int, PlainValidator(scalars.count(0, 1_000_000))] = 0
+    queue_size: Annotated[int, PlainValidator(scalars.count(0, 1_000_000))] = 1000
+    queue_timeout: Seconds = 30.0
     timeout_connect: Seconds = 3.0
     timeout_first_byte: Seconds = 120.0
     timeout_answer: Seconds = 600.0
@@ -103,7 +166,6 @@ class Settings(BaseSettings):
     max_body: Size = 32 * MIB
     max_upload: Size = 512 * MIB
     max_connections: Annotated[int, PlainValidator(scalars.count(0, 10_000_000))] = 0
-    middleware: Annotated[tuple[str, ...], PlainValidator(layers.middleware)] = ()
     cors_origins: Annotated[tuple[str, ...], PlainValidator(addresses.origins)] = ()
     log_level: Annotated[
         str, PlainValidator(scalars.choice("debug", "info", "warning", "error", "critical"))
@@ -142,6 +204,14 @@ class Settings(BaseSettings):
         return addresses.is_loopback(self.host)
 
     @property
+    def chain(self) -> tuple[str, ...]:
+        """The layers that have something to do, outermost first."""
+        idle = {"auth", "rate_limit"} if self.auth == "off" else set()
+        if self.limits or self.budget:
+            idle.discard("rate_limit")  # else only a key could have limits of its own
+        return tuple(name for name in self.middleware if name not in idle)
+
+    @property
     def clocks(self) -> Clocks:
         """How long to wait for what."""
         return Clocks(
@@ -173,22 +243,38 @@ class Settings(BaseSettings):
     @field_validator("auth", mode="after")
     @classmethod
     def _is_off_on_purpose(cls, auth: str | None, info: ValidationInfo) -> str:
-        host = info.data.get("host")
-        if auth is None and host is not None and not addresses.is_loopback(host):
-            raise Refused(
-                (
-                    "",
-                    f"LLMPROXY_HOST={host} lets others in and nobody is asked for a key: say so"
-                    " with LLMPROXY_AUTH=off, or listen on 127.0.0.1 or unix:/path",
+        given, host = info.data, info.data.get("host")
+        if auth is None and given.get("keys"):
+            auth = "keys"
+        if auth is None:
+            if host is not None and not addresses.is_loopback(host):
+                raise Refused(
+                    (
+                        "",
+                        f"LLMPROXY_HOST={host} lets others in and nobody is asked for a key: set"
+                        " LLMPROXY_KEYS, or say so with LLMPROXY_AUTH=off, or listen on 127.0.0.1"
+                        " or unix:/path",
+                    )
                 )
-            )
-        return "off"
+            return "off"
+        wrong = why_no_auth(auth, given)
+        if wrong:
+            raise Refused(*(("", reason) for reason in wrong))
+        return auth
+
+    @field_validator("budget", mode="after")
+    @classmethod
+    def _can_be_kept(cls, budget: tuple[Budget, ...], info: ValidationInfo) -> tuple[Budget, ...]:
+        wrong = why_not_kept(budget, info.data)
+        if wrong:
+            raise Refused(*(("", reason) for reason in wrong))
+        return budget
 
     @field_serializer("*")
     def _without_secrets(self, value: Any) -> Any:
         if isinstance(value, tuple):
             return [as_text(item) for item in value]
-        return as_text(value) if isinstance(value, SecretStr) else value
+        return value if isinstance(value, str | int | float | None) else as_text(value)
 
     @classmethod
     def settings_customise_sources(

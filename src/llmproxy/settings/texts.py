@@ -2,7 +2,10 @@
 
 from pydantic import SecretStr
 
-from llmproxy.records import Upstream
+from llmproxy.metering.prices import Price, price_text
+from llmproxy.rate_limit.budgets import budget_text
+from llmproxy.rate_limit.limits import limit_text
+from llmproxy.records import Budget, Limit, Upstream
 from llmproxy.settings.faults import MASK
 from llmproxy.settings.upstreams import described
 
@@ -24,6 +27,12 @@ def as_text(value: object) -> str:
             return MASK
         case Upstream():
             return described(value)
+        case Limit():
+            return limit_text(value)
+        case Budget():
+            return budget_text(value)
+        case Price():
+            return price_text(value)
         case tuple():
             return ",".join(as_text(item) for item in value)
         case float():

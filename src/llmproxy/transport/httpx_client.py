@@ -19,7 +19,7 @@ from llmproxy.errors import (
     UpstreamUnreachable,
 )
 from llmproxy.records import Upload, Upstream
-from llmproxy.transport.interface import Outgoing, Silence
+from llmproxy.transport.interface import Outgoing, Silence, Taker
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
 from llmproxy.transport.uploads import counted
@@ -85,7 +85,7 @@ class HttpxTransport:
         request = httpx.Request(
             outgoing.method.decode("ascii"),
             self._origin,
-            headers=[*outgoing.headers, *_framing(outgoing)],
+            headers=[*outgoing.repeated.headers, *outgoing.headers, *_framing(outgoing)],
             extensions={
                 "target": outgoing.target,
                 "timeout": {
@@ -202,6 +202,9 @@ class HttpxCall:
             self._over = True
             self.close()
         return chunk
+
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        return True  # what comes is there for `read`
 
     def close(self) -> None:
         if self._closed:

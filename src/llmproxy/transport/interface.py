@@ -10,18 +10,30 @@ ran out), `UpstreamBroken` (the connection broke or spoke nonsense); besides the
 `Overloaded` (no place in the queue for a connection) and what reading an upload raises.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from llmproxy.records import Upload
 from llmproxy.types import Header
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Repeated:
+    """Headers that many requests have in common, and what they look like on the wire.
+
+    The latter is for the transport to note, and whoever repeats a request keeps both.
+    """
+
+    __slots__ = ("headers", "written")
+
+    def __init__(self, headers: Sequence[Header] = ()) -> None:
+        self.headers = tuple(headers)
+        self.written: bytes | None = None
+
+
+class Outgoing(NamedTuple):
     """A request, ready to be sent.
 
-    `headers` are complete but for the framing of the body (Content-Length or
+    `repeated` and `headers` are complete but for the framing of the body (Content-Length or
     Transfer-Encoding), which the transport adds.
     """
 
@@ -29,10 +41,15 @@ class Outgoing:
     target: bytes
     headers: list[Header]
     body: bytes | Upload = b""
+    repeated: Repeated = Repeated()  # go before the others
 
 
 class Silence(Exception):
     """Nothing came within the time that was asked for. The call is as alive as before."""
+
+
+Taker = Callable[[bytes], bool]
+"""Takes what one read has brought, at once; tells whether it wants more."""
 
 
 class Call(Protocol):
@@ -57,6 +74,15 @@ class Call(Protocol):
         a counted body that is too short, a chunked one without its last chunk. A body that
         is delimited by the close of the connection ends when the connection does, unless
         it was reset.
+        """
+
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        """Hand what comes in to `sink`, in the turn of the event loop in which it comes.
+
+        Returns True when there is something to `read`: the last of the answer, why it has
+        broken, or, of a transport that cannot hand on, just the next. Returns False when the
+        sink wants no more, or `at_most` seconds are over. Raises `Silence` as `read` does,
+        and whatever the sink has raised.
         """
 
     def close(self) -> None:

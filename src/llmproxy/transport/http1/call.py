@@ -1,10 +1,9 @@
 """One answer as it comes in: what was received and not yet read, and who waits for it."""
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING
 
-from llmproxy.transport.interface import Silence
+from llmproxy.transport.interface import Silence, Taker
 from llmproxy.types import Header
 
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 # event loop brings up to 256 KiB, so this is about what a client that stands still can hold.
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
+FOR_EVER = float("inf")
 TINY = 0.001  # seconds; the least that a clock can be set to, 0 being for ever
 
 
@@ -25,11 +25,12 @@ class Http1Call:
         "_chunks",
         "_connection",
         "_deadline",
-        "_due",
         "_failure",
         "_loop",
+        "_patience",
         "_paused",
-        "_timer",
+        "_sink",
+        "_until",
         "_waiter",
         "complete",
         "headers",
@@ -44,7 +45,7 @@ class Http1Call:
         self.reused = connection.calls > 0
 
         # What came in
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []  # few, mostly none; an empty deque takes 700 bytes
         self._buffered = 0
         self._failure: Exception | None = None
         self.complete = False
@@ -54,9 +55,10 @@ class Http1Call:
         self._paused = False
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Taker | None = None  # of the one who waits in `flow`
+        self._patience = 0.0
+        self._until = 0.0
         self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0  # when the timer goes off, which may be before the deadline
 
     # For the reader
 
@@ -78,7 +80,7 @@ class Http1Call:
     async def read(self, within: float) -> bytes:
         while True:
             if self._chunks:
-                chunk = self._chunks.popleft()
+                chunk = self._chunks.pop(0)
                 self._buffered -= len(chunk)
                 if self._paused and self._buffered < LOW_WATER:
                     self._paused = False
@@ -91,11 +93,25 @@ class Http1Call:
                 raise self._failure
             await self._something(within)
 
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        if self._is_ready():
+            return True
+        self._waiter = waiter = self._loop.create_future()
+        self._patience = within or FOR_EVER
+        self._until = self._loop.time() + at_most
+        self._sink = sink
+        self._wait_on()
+        self._set_clock()
+        try:
+            await waiter
+        finally:
+            self._waiter = self._sink = None
+        return self._is_ready()
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon()
-        self._stop_clock()
 
     # For the connection
 
@@ -107,20 +123,40 @@ class Http1Call:
             self._paused = True
             self._connection.pause_reading()
 
+    def pass_on(self, chunk: bytes) -> bool:
+        """Give what one read brought to the sink of the one who waits, if it has one.
+
+        Not while the one who waits is about to go on: then there may be bytes before these,
+        or nobody any more.
+        """
+        sink, waiter = self._sink, self._waiter
+        if sink is None or waiter is None or waiter.done():
+            return False
+        try:
+            wants_more = sink(chunk)
+        except Exception as exc:
+            # Nobody here could tell the client: it belongs to the task of its request.
+            if not waiter.done():
+                waiter.set_exception(exc)
+        else:
+            if wants_more:
+                self._wait_on()
+            else:
+                self.wake()
+        return True
+
     def end(self) -> None:
         """Note that the answer is complete; the connection is free for another call."""
         self.complete = True
         connection, self._connection = self._connection, None
         if self._paused and connection is not None:
             connection.resume_reading()
-        self._stop_clock()
 
     def fail(self, failure: Exception) -> None:
         """Note why nothing more will come; what came before can still be read."""
         if self._failure is None and not self.complete:
             self._failure = failure
         self._connection = None
-        self._stop_clock()
         self.wake()
 
     def wake(self) -> None:
@@ -129,39 +165,34 @@ class Http1Call:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    # The clock. A timer that were set and cancelled for each chunk would cost more than
-    # reading the chunk: it is left running, and when it goes off it looks whether the
-    # deadline has moved on since.
+    def ring(self) -> None:
+        """Look whether the one who waits has waited long enough."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._loop.time() < self._deadline:
+            self._set_clock()
+        elif self._sink is not None and self._deadline == self._until:
+            waiter.set_result(None)  # it has waited `at_most` as long as it would
+        else:
+            waiter.set_exception(Silence())
 
     async def _something(self, within: float) -> None:
         self._waiter = waiter = self._loop.create_future()
-        if within > 0:
-            self._deadline = deadline = self._loop.time() + within
-            if self._timer is None or self._due > deadline:
-                self._set_clock(deadline)
-        else:
-            self._deadline = float("inf")
+        self._deadline = self._loop.time() + within if within > 0 else FOR_EVER
+        self._set_clock()
         try:
             await waiter
         finally:
             self._waiter = None
 
-    def _set_clock(self, due: float) -> None:
-        self._stop_clock()
-        self._due = due
-        self._timer = self._loop.call_at(due, self._ring)
+    def _is_ready(self) -> bool:
+        return bool(self._chunks) or self.complete or self._failure is not None
 
-    def _stop_clock(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _wait_on(self) -> None:
+        """Begin the clock of `flow` anew."""
+        self._deadline = min(self._loop.time() + self._patience, self._until)
 
-    def _ring(self) -> None:
-        self._timer = None
-        waiter = self._waiter
-        if waiter is None or waiter.done() or self._deadline == float("inf"):
-            return
-        if self._loop.time() < self._deadline:
-            self._set_clock(self._deadline)
-        else:
-            waiter.set_exception(Silence())
+    def _set_clock(self) -> None:
+        if self._deadline < FOR_EVER and self._connection is not None:
+            self._connection.ring_at(self._deadline)

@@ -48,6 +48,12 @@ class Connection(asyncio.Protocol):
         self.opened_at = 0.0
         self.idle_since = 0.0
 
+        # Its clock. A timer that were set and cancelled for each chunk, or only for each call,
+        # would cost more than reading the chunk: it is left running, and who is rung looks
+        # whether the deadline has moved on since.
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
         # The call it carries
         self._call: Http1Call | None = None
         self._sender: asyncio.Task[None] | None = None
@@ -117,6 +123,7 @@ class Connection(asyncio.Protocol):
         """Close at once; the call that it carried is over."""
         self._call = None
         self._stop_sending()
+        self._stop_clock()
         if self._transport is not None:
             self._transport.abort()
 
@@ -126,6 +133,13 @@ class Connection(asyncio.Protocol):
         self.abandon()
         if call is not None:
             call.fail(UpstreamBroken(f"The way to {self._name} was closed."))
+
+    def ring_at(self, due: float) -> None:
+        """Have the call look at its deadline then, or earlier."""
+        if self._timer is None or self._due > due:
+            self._stop_clock()
+            self._due = due
+            self._timer = self._loop.call_at(due, self._ring)
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -167,8 +181,11 @@ class Connection(asyncio.Protocol):
         pieces = self._pieces
         if pieces:
             self._overhead = 0
-            call.take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
+            if not self._parsed and call.pass_on(chunk):
+                return
+            call.take(chunk)
         if self._parsed:
             self._finish(call)
         elif self._overhead > MAX_HEAD:
@@ -187,6 +204,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._stop_sending()
+        self._stop_clock()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         call, self._call = self._call, None
@@ -244,6 +262,18 @@ class Connection(asyncio.Protocol):
             self._informational = False
         else:
             self._parsed = True
+
+    # The clock
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._call is not None:
+            self._call.ring()
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # The ends of a call
 

@@ -54,7 +54,10 @@ def head_size(headers: list[Header]) -> int:
 def write_head(outgoing: Outgoing) -> bytes:
     """Return the head of a request, its framing included."""
     body = outgoing.body
-    lines = [b"%b %b HTTP/1.1\r\n" % (outgoing.method, outgoing.target)]
+    repeated = outgoing.repeated
+    if repeated.written is None:
+        repeated.written = b"".join([b"%b: %b\r\n" % header for header in repeated.headers])
+    lines = [b"%b %b HTTP/1.1\r\n%b" % (outgoing.method, outgoing.target, repeated.written)]
     lines += [b"%b: %b\r\n" % header for header in outgoing.headers]
     if isinstance(body, bytes):
         if body or outgoing.method in EXPECTS_BODY:
@@ -66,7 +69,8 @@ def write_head(outgoing: Outgoing) -> bytes:
     head = b"".join(lines)
     # Whatever server we run under has refused these already. Should one let them through,
     # a caller could write a second request into ours.
-    if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines) or b"\0" in head:
+    count = len(repeated.headers) + len(lines)
+    if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
         raise InvalidRequest("A header or the path holds a character that it may not hold.")
     if b" " in outgoing.target:
         raise InvalidRequest("The path holds a character that it may not hold.")

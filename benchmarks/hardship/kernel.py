@@ -1,0 +1,85 @@
+"""What the kernel says of memory and sockets. Linux only."""
+
+import os
+import re
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.load.process_tree import PROC, ProcessTree
+
+_JIFFIES = os.sysconf("SC_CLK_TCK")
+
+
+def resident(tree: ProcessTree) -> int:
+    """The bytes of RAM that a process and its children hold.
+
+    Not the proportional set: that moves whenever some other Python of this machine comes or goes.
+    """
+    return sum(parse_rss((PROC / str(pid) / "smaps_rollup").read_text()) for pid in tree.pids())
+
+
+def parse_rss(smaps_rollup: str) -> int:
+    """Bytes of the `Rss:` line."""
+    found = re.search(r"^Rss:\s+(\d+) kB$", smaps_rollup, re.MULTILINE)
+    if found is None:
+        raise ValueError("smaps_rollup without an Rss line")
+    return int(found[1]) * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """What a TCP socket holds: sent and not acknowledged, received and not read."""
+
+    local: int
+    remote: int
+    unacknowledged: int
+    unread: int
+
+
+def parse_tcp(table: str) -> Iterator[Queues]:
+    """Read what stands in /proc/net/tcp."""
+    for line in table.splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        unacknowledged, _, unread = queues.partition(":")
+        yield Queues(
+            int(local.rpartition(":")[2], 16),
+            int(remote.rpartition(":")[2], 16),
+            int(unacknowledged, 16),
+            int(unread, 16),
+        )
+
+
+def in_kernel(port: int) -> int:
+    """Bytes that lie in the buffers of all connections from or to a port."""
+    table = (PROC / "net" / "tcp").read_text()
+    return sum(
+        each.unacknowledged + each.unread
+        for each in parse_tcp(table)
+        if port in (each.local, each.remote)
+    )
+
+
+def raise_descriptor_limit() -> int:
+    """Take as many descriptors as we may, for the processes that we start too."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def all_cores_ns() -> int:
+    """CPU time that this machine has spent on anything at all."""
+    first = (PROC / "stat").read_text().partition("\n")[0]
+    return parse_busy(first) * 1_000_000_000 // _JIFFIES
+
+
+def parse_busy(line: str) -> int:
+    """Jiffies of the `cpu` line of /proc/stat without those of idling and waiting for disks."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, line.split()[1:])
+    return user + nice + system + irq + softirq + steal
+
+
+def own_ns() -> int:
+    """CPU time of this process and of all children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return int(sum(each.ru_utime + each.ru_stime for each in used) * 1e9)

@@ -1,0 +1,48 @@
+"""All keys of a deployment, wherever they come from: configured ones first, then issued ones."""
+
+from llmproxy.auth.configured import ConfiguredKeys, SigningKey
+from llmproxy.auth.directory import Directory
+from llmproxy.auth.key_file import KeyFile
+from llmproxy.auth.secrets import could_be_issued, sha256_of
+from llmproxy.records import Principal
+
+
+class Keyring:
+    """Finds callers by key, and by name for their signatures."""
+
+    def __init__(
+        self,
+        configured: ConfiguredKeys,
+        *,
+        file: KeyFile | None = None,
+        issued: Directory | None = None,
+    ) -> None:
+        self._configured = configured
+        self._file = file
+        self._issued = issued
+
+    async def find(self, secret: bytes) -> Principal | None:
+        """Return whose key this is. The store is asked only for what we could have issued."""
+        if self._file is not None:
+            await self._file.check()
+        sha256 = sha256_of(secret)
+        principal = self._configured.find(sha256)
+        if principal is None and self._issued is not None and could_be_issued(secret):
+            principal = await self._issued.find(sha256)
+        return principal
+
+    async def signing(self, name: str) -> tuple[SigningKey, ...]:
+        """Return what the signatures of a caller are checked with."""
+        if self._file is not None:
+            await self._file.check()
+        configured = self._configured.signing(name)
+        if configured is not None:
+            return (configured,)
+        return await self._issued.signing(name) if self._issued is not None else ()
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        if self._file is not None:
+            await self._file.aclose()
+        if self._issued is not None:
+            await self._issued.aclose()

@@ -1,0 +1,90 @@
+"""Hold each caller to its limits and budgets.
+
+Reserves before anything is asked for, and settles once, whatever becomes of the request.
+
+Reads:  attempts, client, endpoint, inference, principal, status, tap
+Writes: limit_headers
+Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
+"""
+
+import asyncio
+
+from llmproxy.cleanup import finish
+from llmproxy.context import RequestContext, get_context
+from llmproxy.errors import ClientGone, present
+from llmproxy.rate_limit.limiter import Limiter
+from llmproxy.rate_limit.reservation import Reservation
+from llmproxy.records import Usage
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+
+SETTLE_WITHIN = 2.0  # seconds: long enough for a slow store, short enough for a shutdown
+
+
+class RateLimitMiddleware:
+    """Reserve what a request may take, settle what it took."""
+
+    def __init__(self, app: ASGIApp, *, limiter: Limiter) -> None:
+        self.app = app
+        self.limiter = limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        ctx = get_context(scope)
+        reservation = await self.limiter.reserve(
+            ctx.principal,
+            ctx.client,
+            present(ctx.endpoint, "endpoint"),
+            present(ctx.inference, "inference"),
+        )
+        left = False
+        try:
+            ctx.limit_headers = reservation.headers
+            if reservation.cut:
+                send = self._asking(ctx, reservation, send)
+            await self.app(scope, receive, send)
+        except (asyncio.CancelledError, ClientGone):
+            left = True
+            raise
+        finally:
+            if reservation.amounts:
+                await self._settle(ctx, reservation, left)
+
+    async def _settle(self, ctx: RequestContext, reservation: Reservation, left: bool) -> None:
+        tap = ctx.tap if reservation.plan.counts else None
+        settled = self.limiter.settle(
+            reservation,
+            self._usage(ctx, reservation, left) if reservation.plan.counts else None,
+            counted=tap.tokens_so_far if tap is not None else 0,
+            complete=tap is not None and tap.finished,
+        )
+        if self.limiter.at_once:
+            await settled  # nothing in it waits, so nothing can interrupt it
+        else:
+            await finish(settled, within=SETTLE_WITHIN)
+
+    def _usage(self, ctx: RequestContext, reservation: Reservation, left: bool) -> Usage | None:
+        """Return what is charged; None when nobody has counted and the estimate has to do."""
+        policy = self.limiter.charge_cancelled if left else "counted"
+        if ctx.status is None:
+            if left and ctx.attempts and policy == "counted":
+                return reservation.estimate.read()
+            return Usage()  # nothing came of it
+        if ctx.status >= 400:
+            return Usage()
+        usage = ctx.tap.usage(policy) if ctx.tap is not None else None
+        return Usage() if usage is None and policy != "counted" else usage
+
+    def _asking(self, ctx: RequestContext, reservation: Reservation, send: Send) -> Send:
+        """Ask, while a stream runs, whether there is still a budget for it."""
+
+        async def send_if_paid(message: Message) -> None:
+            if message.get("more_body", False) and ctx.tap is not None:
+                counted = ctx.tap.tokens_so_far
+                if counted > reservation.allowed:
+                    await self.limiter.go_on(reservation, counted)
+            await send(message)
+
+        return send_if_paid

@@ -1,0 +1,151 @@
+"""Learn what a request has used.
+
+The tap is only set up here: it is told of the answer by observe, which sees what the client
+gets. Where a stream would not say what it has counted, the model server is asked to, and what
+it says is taken out again: a caller gets the stream that it would have got without us.
+
+Around the layers that have to do with the cost of a request, for they ask the tap. When a
+server refuses the option they run once more, for another attempt is made; that happens once an
+hour and model.
+
+Reads:  body, endpoint, inference, tap
+Writes: outgoing, tap
+Raises: (nothing)
+"""
+
+from collections.abc import Awaitable
+
+from llmproxy import clock
+from llmproxy.context import RequestContext, get_context
+from llmproxy.errors import present
+from llmproxy.protocol.response_head import Kind, kind_of
+from llmproxy.protocol.usage_chunk import UsageChunk
+from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
+from llmproxy.protocol.usage_tap import METERED, UsageTap
+from llmproxy.records import Ending
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+
+LONGEST_REFUSAL = 64 * 1024  # bytes; FastAPI repeats the whole request in one
+
+
+class UsageMiddleware:
+    """Set up the tap, and see to it that streams tell what they have counted."""
+
+    def __init__(self, app: ASGIApp, *, refusals: Refusals | None = None) -> None:
+        self.app = app
+        self.refusals = refusals if refusals is not None else Refusals()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        ctx = get_context(scope)
+        endpoint = present(ctx.endpoint, "endpoint")
+        metered = scope["method"] == "POST" and endpoint.name in METERED
+        if not metered or ctx.tap is not None:  # or another layer of this app has it in hand
+            await self.app(scope, receive, send)
+            return
+
+        tap = ctx.tap = UsageTap(endpoint, present(ctx.inference, "inference"))
+        outgoing = self._with_option(ctx)
+        if outgoing is None:
+            await self.app(scope, receive, send)
+            return
+
+        ctx.outgoing = outgoing
+        answer = _Answer(send, tap)
+        await self.app(scope, receive, answer.send)
+        if not answer.refused:
+            await answer.release()
+            return
+
+        ctx.outgoing = None
+        status = 0
+
+        async def send_noting_the_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        await self.app(scope, receive, send_noting_the_status)
+        if status < 400:  # it was the option, and not something of the caller's
+            self.refusals.add(present(ctx.inference, "inference").model, clock.now())
+
+    def _with_option(self, ctx: RequestContext) -> bytes | None:
+        """Return the body with the option in it, where it is needed and can be put in."""
+        asked = present(ctx.inference, "inference")
+        wanted = (
+            asked.stream
+            and asked.include_usage is not True
+            and present(ctx.endpoint, "endpoint").ending is Ending.CHAT
+            and isinstance(ctx.body, bytes)
+            and not self.refusals.include(asked.model, clock.now())
+        )
+        return with_usage(ctx.body) if wanted and isinstance(ctx.body, bytes) else None
+
+
+class _Answer:
+    """An answer to a request that had the option put in."""
+
+    __slots__ = ("_chunk", "_held", "_passing", "_send", "_size", "_tap", "refused")
+
+    def __init__(self, send: Send, tap: UsageTap) -> None:
+        self._send = send
+        self._tap = tap
+        self._passing = False  # there is nothing to take out of it
+        self._chunk: UsageChunk | None = None
+        self._held: list[Message] = []  # what may be the refusal of the option
+        self._size = 0
+        self.refused = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send what goes to the client. No coroutine, because that would cost 0.1 us a chunk."""
+        if self._passing:
+            return self._send(message)
+        if self._chunk is None:
+            return self._begin(message)
+        body = message.get("body", b"")
+        going = self._chunk.passed(body if type(body) is bytes else bytes(body))
+        more = message.get("more_body", False)
+        if not more:
+            going += self._chunk.rest()
+        if going is body:
+            return self._send(message)
+        return self._send({**message, "body": going}) if going or not more else _nothing()
+
+    async def release(self) -> None:
+        """Send what was held back, for it was no refusal of the option."""
+        self._passing = True
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        """Send the head of an answer, or hold it back as long as it may be asked for again."""
+        if message["type"] == "http.response.start":
+            if message["status"] in (400, 422):
+                self._held.append(message)
+            elif message["status"] == 200 and kind_of(message.get("headers", [])) is Kind.EVENTS:
+                self._chunk = UsageChunk(self._tap.report)
+                # It becomes shorter than it may have been said to be.
+                kept = [each for each in message["headers"] if each[0] != b"content-length"]
+                await self._send({**message, "headers": kept})
+            else:
+                self._passing = True
+                await self._send(message)
+            return
+        self._held.append(message)
+        self._size += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if whole and refuses(
+            self._held[0]["status"], b"".join(each.get("body", b"") for each in self._held)
+        ):
+            self.refused = True
+        elif whole or self._size > LONGEST_REFUSAL:
+            await self.release()
+
+
+async def _nothing() -> None:
+    """Send nothing: all of a chunk was taken out or is held back."""

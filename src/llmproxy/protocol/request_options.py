@@ -1,0 +1,45 @@
+"""What a caller may say about its own request in headers of ours.
+
+What cannot be understood is refused: an option that is silently ignored looks as if it worked.
+"""
+
+import re
+from collections.abc import Mapping
+
+from llmproxy.errors import InvalidRequest
+
+LONGEST_TIMEOUT = 86_400.0  # seconds; a day is longer than any answer
+LOWEST, HIGHEST = -10, 10  # classes of priority
+
+_NUMBER = re.compile(rb"-?[0-9]{1,2}")
+
+
+def timeout_of(fields: Mapping[bytes, bytes]) -> float | None:
+    """Return the seconds that the caller gives the whole request; None = it does not say."""
+    value = fields.get(b"x-llmproxy-timeout")
+    if value is None:
+        return None
+    try:
+        result = float(value)
+    except ValueError:
+        result = -1.0
+    if not 0 < result <= LONGEST_TIMEOUT:  # NaN fails this too
+        raise InvalidRequest(
+            "`x-llmproxy-timeout` must be a number of seconds above 0, 86400 at most.",
+            param="x-llmproxy-timeout",
+        )
+    return result
+
+
+def priority_of(fields: Mapping[bytes, bytes]) -> int | None:
+    """Return the class that the caller asks for, a higher one going first; None = it does not."""
+    value = fields.get(b"x-llmproxy-priority")
+    if value is None:
+        return None
+    asked = int(value) if _NUMBER.fullmatch(value) else HIGHEST + 1
+    if not LOWEST <= asked <= HIGHEST:
+        raise InvalidRequest(
+            f"`x-llmproxy-priority` must be a whole number from {LOWEST} to {HIGHEST}.",
+            param="x-llmproxy-priority",
+        )
+    return asked

@@ -1,0 +1,341 @@
+"""Let a request in or refuse it, and write down what it really took.
+
+Rule 1: all limits and budgets of a request are asked in one step; a refused request costs
+        nothing.
+Rule 2: what was reserved is settled once, whatever becomes of the request.
+Rule 3: while the store cannot be asked, each worker keeps its share of the limits by itself.
+        Whoever has a hard budget is turned away meanwhile, unless it is configured otherwise.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, Protocol
+
+from llmproxy import clock
+from llmproxy.errors import StoreUnavailable
+from llmproxy.rate_limit.estimate import NOTHING, Estimator
+from llmproxy.rate_limit.openai_headers import BUDGET_REACHED
+from llmproxy.rate_limit.plans import Line, Plans
+from llmproxy.rate_limit.refusals import cut_short, refusal, standing
+from llmproxy.rate_limit.reservation import Price, Reservation, Wanted
+from llmproxy.rate_limit.unsettled import Settled, Unsettled
+from llmproxy.records import Budget, Endpoint, InferenceRequest, Limit, Principal, Usage
+from llmproxy.store.interface import Grant, Meters, Reading, Unavailable
+
+STEP = 256  # tokens that a running stream reserves at a time, beyond its estimate
+RETRY = 0.5  # seconds between two tries to settle what an outage has left
+AT_A_TIME = 500  # of these in one call
+AWAY = 5  # seconds after which to ask again: within as many the store is found when it is back
+MOST_WARNINGS = 1000  # soft budgets that have been warned of
+MOST_UNPRICED = 100  # models that are warned of: callers may ask for any name
+
+ChargeCancelled = Literal["counted", "reported", "none"]
+
+log = logging.getLogger("llmproxy")
+
+
+class Prices(Protocol):
+    """What tokens cost."""
+
+    def price(self, model: str | None, at: float) -> Price | None:
+        """Return what holds for a model at a time; None = no price."""
+
+
+class Counters(Protocol):
+    """Who is told of what happens. A limit's name is its text in the configuration."""
+
+    def limit_rejected(self, limit: str) -> None:
+        """A request was refused because of this limit or budget."""
+
+    def soft_budget_reached(self, budget: str) -> None:
+        """A request was let in although this soft budget is spent."""
+
+    def settlements_dropped(self, count: int) -> None:
+        """So many amounts could not be kept until the store was back."""
+
+
+class NobodyCounts:
+    """Stands where nobody wants to know."""
+
+    def limit_rejected(self, limit: str) -> None:
+        """Forget it."""
+
+    def soft_budget_reached(self, budget: str) -> None:
+        """Forget it."""
+
+    def settlements_dropped(self, count: int) -> None:
+        """Forget it."""
+
+
+class Limiter:
+    """All limits and budgets of one app."""
+
+    def __init__(
+        self,
+        store: Meters,
+        local: Meters,
+        *,
+        limits: tuple[Limit, ...] = (),
+        budgets: tuple[Budget, ...] = (),
+        prices: Prices | None = None,
+        workers: int = 1,
+        store_down: Literal["closed", "soft"] = "closed",
+        charge_cancelled: ChargeCancelled = "counted",
+        at_once: bool = False,
+        counters: Counters | None = None,
+    ) -> None:
+        """`local` serves while `store` is away; they may be one and the same.
+
+        `at_once` says that the store answers without letting anybody else run.
+        """
+        self.charge_cancelled: ChargeCancelled = charge_cancelled
+        self.at_once = at_once
+        self._store = store
+        self._local = local
+        self._plans = Plans(limits, budgets, workers=workers)
+        self._prices = prices
+        self._closed = store_down == "closed"
+        self._counters: Counters = counters or NobodyCounts()
+        self._estimator = Estimator()
+        self._unsettled = Unsettled(workers)
+        self._settler: asyncio.Task[None] | None = None
+        self._away = False
+        self._warned: dict[str, float] = {}  # until when not again
+        self._unpriced: set[str] = set()
+
+    async def reserve(
+        self,
+        principal: Principal | None,
+        address: str | None,
+        endpoint: Endpoint,
+        asked: InferenceRequest,
+    ) -> Reservation:
+        """Let a request in; raise `RateLimited`, `QuotaSpent` or `StoreUnavailable`."""
+        whole, requests_only = self._plans.find(principal, address, asked.model)
+        plan = requests_only if endpoint.name == "models" else whole
+        estimate = NOTHING
+        if plan.counts:
+            estimate = self._estimator.estimate(plan.subject, endpoint, asked)
+        price = self._price(asked.model) if plan.costs else None
+        reservation = Reservation(plan, asked, estimate, price)
+        if not plan.lines:
+            return reservation
+        wanted = reservation.wanted()
+        try:
+            grant = await self._store.take(wanted)
+        except Unavailable:
+            wanted, grant = await self._take_here(reservation, wanted)
+        else:
+            if self._away:
+                self._away = False
+                log.info("the store answers again: limits are kept over all workers")
+        if not grant.granted:
+            text, error = refusal(plan, wanted, grant.readings, grant.refused)
+            self._counters.limit_rejected(text)
+            raise error
+        reservation.amounts = wanted
+        reservation.owner = grant.owner
+        reservation.headers = standing(plan, grant.readings)
+        if plan.soft:
+            self._warn_of_budgets(reservation, grant.readings)
+        return reservation
+
+    async def go_on(self, reservation: Reservation, counted: int) -> None:
+        """Let a stream run on that has brought `counted` tokens; raise `QuotaSpent` to end it.
+
+        Only for a reservation with `cut`, once `counted` is beyond what is `allowed`.
+        """
+        steps = max(1, -int((reservation.allowed - counted) // STEP))
+        more = float(steps * STEP)
+        reservation.allowed += more
+        cost = reservation.price.most(0, more) if reservation.price is not None else 0.0
+        lines = [line for line in reservation.plan.lines if line.kind == "cut"]
+        local = reservation.local
+        wanted = [
+            (line.local if local else line.meter, cost if line.unit == "usd" else more)
+            for line in lines
+        ]
+        try:
+            grant = await (self._local if local else self._store).take(wanted)
+        except Unavailable:
+            return  # it was let in when the store was there, and is settled in the end
+        if not grant.granted:
+            text = lines[grant.refused[0]].text
+            self._counters.limit_rejected(text)
+            raise cut_short(text)
+        for meter, amount in wanted:
+            _, before = reservation.extra.get((grant.owner, meter.name), (meter, 0.0))
+            reservation.extra[grant.owner, meter.name] = meter, before + amount
+
+    async def settle(
+        self,
+        reservation: Reservation,
+        usage: Usage | None,
+        *,
+        counted: int = 0,
+        complete: bool = False,
+    ) -> None:
+        """Write down what a request really took; None = nobody knows, so what was reserved.
+
+        `counted` tokens of output were seen to pass. From a `complete` answer is learnt how
+        long answers are.
+        """
+        if reservation.settled:
+            return
+        reservation.settled = True
+        plan, cost = reservation.plan, 0.0
+        if plan.counts and usage is not None:
+            usage = reservation.estimate.believed(usage, counted)
+            if complete and usage.completion:
+                self._estimator.learn(plan.subject, reservation.asked, usage.completion)
+            if reservation.price is not None:
+                cost = reservation.price.cost(usage)
+        local = reservation.local
+        taken: list[Settled] = []
+        for line, (meter, amount) in zip(plan.lines, reservation.amounts, strict=True):
+            unit = line.unit
+            if unit == "req" and not local:
+                continue  # it was one, and stays one
+            if unit == "concurrent":
+                actual = 0.0
+            elif unit == "req" or usage is None:
+                actual = amount
+            else:
+                actual = cost if unit == "usd" else usage.prompt + usage.completion
+            if unit != "req":
+                taken.append((meter, amount, actual))
+            if local and actual:
+                self._keep((line.meter, 0.0, actual), owner="")
+        if local or reservation.extra:
+            await self._settle_parts(reservation, taken)
+        elif taken:
+            await self._settle(taken, reservation.owner)
+
+    async def standing(self, principal: Principal) -> list[tuple[Line, Reading]]:
+        """Return how the limits and budgets of a caller stand; raise `Unavailable`.
+
+        Those per model or address are left out: a caller may have any number of these.
+        """
+        lines = self._plans.everywhere(principal)
+        readings = await self._store.read([line.meter for line in lines]) if lines else ()
+        return list(zip(lines, readings, strict=True))
+
+    async def aclose(self) -> None:
+        """Settle what is left, as far as the store can be asked."""
+        settler, self._settler = self._settler, None
+        if settler is not None and settler.get_loop() is asyncio.get_running_loop():
+            settler.cancel()
+            with suppress(asyncio.CancelledError):
+                await settler
+        await self._settle_kept()
+        if len(self._unsettled):
+            self._drop(len(self._unsettled))
+
+    async def _take_here(self, reservation: Reservation, wanted: Wanted) -> tuple[Wanted, Grant]:
+        if not self._away:
+            self._away = True
+            log.warning("the store cannot be asked: each worker keeps its share of the limits")
+        if reservation.plan.hard and self._closed:
+            raise StoreUnavailable(
+                "Budgets cannot be looked up now. Try again soon.", retry_after=AWAY
+            )
+        reservation.local = True
+        wanted = reservation.wanted_here(wanted)
+        return wanted, await self._local.take(wanted)
+
+    async def _settle(self, taken: Sequence[Settled], owner: str) -> None:
+        try:
+            await self._store.settle(taken, owner)
+        except Unavailable:
+            for settled in taken:
+                self._keep(settled, owner)
+
+    async def _settle_parts(self, reservation: Reservation, taken: list[Settled]) -> None:
+        """Settle what was not taken at once, or not from the store."""
+        by_owner = {reservation.owner: taken}
+        for (owner, _), (meter, amount) in reservation.extra.items():
+            by_owner.setdefault(owner, []).append((meter, amount, 0.0))
+        for owner, entries in by_owner.items():
+            if not reservation.local:
+                await self._settle(entries, owner)
+            elif entries:
+                await self._local.settle(entries, owner)
+
+    def _keep(self, settled: Settled, owner: str) -> None:
+        """Keep a settlement until the store is back, and see to it that somebody looks."""
+        before = self._unsettled.dropped
+        self._unsettled.keep(settled, owner, clock.now())
+        if self._unsettled.dropped != before:
+            self._drop(1)
+        loop = asyncio.get_running_loop()
+        settler = self._settler
+        if settler is None or settler.done() or settler.get_loop() is not loop:
+            self._settler = loop.create_task(self._settle_later())
+
+    async def _settle_later(self) -> None:
+        while len(self._unsettled):
+            await asyncio.sleep(RETRY)
+            await self._settle_kept()
+
+    async def _settle_kept(self) -> None:
+        """Settle what is kept, or keep what could not be settled again."""
+        waiting = [
+            (owner, entries[start : start + AT_A_TIME])
+            for owner, entries in self._unsettled.take_out(clock.now()).items()
+            for start in range(0, len(entries), AT_A_TIME)
+        ]
+        while waiting:
+            owner, entries = waiting.pop()
+            try:
+                await self._store.settle(entries, owner)
+            except Unavailable:
+                waiting.append((owner, entries))
+                break
+            except asyncio.CancelledError:
+                self._keep_again(waiting)  # without the one that is on its way
+                raise
+        self._keep_again(waiting)
+
+    def _keep_again(self, waiting: Sequence[tuple[str, Sequence[Settled]]]) -> None:
+        now = clock.now()
+        for owner, entries in waiting:
+            for settled in entries:
+                self._unsettled.keep(settled, owner, now)
+
+    def _drop(self, count: int) -> None:
+        self._counters.settlements_dropped(count)
+        if self._may_warn("dropped", 60.0):
+            log.error("the store is away for too long: some of what was used is not written down")
+
+    def _price(self, model: str | None) -> Price | None:
+        price = self._prices.price(model, clock.wall()) if self._prices is not None else None
+        if price is None and len(self._unpriced) < MOST_UNPRICED:
+            name = (model or "")[:80]
+            if name not in self._unpriced:
+                self._unpriced.add(name)
+                log.warning("a model without a price costs a budget in usd nothing: %r", name)
+        return price
+
+    def _warn_of_budgets(self, reservation: Reservation, readings: Sequence[Reading]) -> None:
+        for place in reservation.plan.soft:
+            line, reading = reservation.plan.lines[place], readings[place]
+            if reading.left + reservation.amounts[place][1] > 0:
+                continue  # not spent before this request
+            if BUDGET_REACHED not in reservation.headers:
+                reservation.headers = (*reservation.headers, BUDGET_REACHED)
+            self._counters.soft_budget_reached(line.text)
+            if self._may_warn(line.meter.name, reading.resets_in):
+                subject = reservation.plan.subject
+                log.warning("a soft budget is spent: %s, %s", line.text, subject)
+
+    def _may_warn(self, of: str, seconds: float) -> bool:
+        """Tell whether to warn of something now, and do not for some seconds."""
+        now = clock.now()
+        if self._warned.get(of, 0.0) > now:
+            return False
+        if len(self._warned) >= MOST_WARNINGS and of not in self._warned:
+            del self._warned[next(iter(self._warned))]
+        self._warned[of] = now + seconds
+        return True

@@ -1,0 +1,80 @@
+"""What a caller is told of its limits: when it is let in, and when it is not."""
+
+from collections.abc import Sequence
+from math import inf
+
+from llmproxy.errors import QuotaSpent, RateLimited
+from llmproxy.rate_limit.openai_headers import DO_NOT_RETRY, retry_headers
+from llmproxy.rate_limit.plans import Line, Plan
+from llmproxy.rate_limit.reservation import Wanted
+from llmproxy.store.interface import Reading
+from llmproxy.types import Header
+
+SOON = 1.0  # seconds; when somebody else will be done, nobody knows
+
+
+def standing(plan: Plan, readings: Sequence[Reading]) -> tuple[Header, ...]:
+    """Return the headers that show the strictest limit of each unit: the one with least left."""
+    requests = _shown(plan, readings, plan.request_units) if plan.request_units else ()
+    tokens = _shown(plan, readings, plan.token_units) if plan.token_units else ()
+    return requests + tokens if tokens else requests
+
+
+def refusal(
+    plan: Plan, wanted: Wanted, readings: Sequence[Reading], refused: Sequence[int]
+) -> tuple[str, RateLimited | QuotaSpent]:
+    """Return which limit is in the way for longest, and the error that says so."""
+    budgets = [place for place in refused if plan.lines[place].kind != "limit"]
+    if budgets:
+        place = max(budgets, key=lambda place: readings[place].resets_in)
+        line, reading = plan.lines[place], readings[place]
+        return line.text, _quota_spent(line, reading, standing(plan, readings))
+    place = max(refused, key=lambda place: _wait(plan.lines[place], readings[place]))
+    line, reading = plan.lines[place], readings[place]
+    return line.text, _limited(line, wanted[place][1], reading, standing(plan, readings))
+
+
+def cut_short(text: str) -> QuotaSpent:
+    """Return the error that ends a running stream."""
+    return QuotaSpent(
+        f"The budget of {text} was spent while this answer was written.", headers=[DO_NOT_RETRY]
+    )
+
+
+def _shown(plan: Plan, readings: Sequence[Reading], places: Sequence[int]) -> tuple[Header, ...]:
+    place = places[0]
+    for other in places[1:]:
+        if readings[other].left < readings[place].left:
+            place = other
+    line, reading = plan.lines[place], readings[place]
+    assert line.shown is not None  # what is held at once is not among these places
+    return line.shown.headers(reading.left, reading.resets_in)
+
+
+def _quota_spent(line: Line, reading: Reading, shown: tuple[Header, ...]) -> QuotaSpent:
+    if reading.left > 0:
+        detail = f"The budget of {line.text} has less left than this request may take."
+    else:
+        detail = f"The budget of {line.text} is spent."
+    # Trying again at once, as client libraries do, only multiplies the requests.
+    headers = [*retry_headers(reading.resets_in), DO_NOT_RETRY, *shown]
+    return QuotaSpent(detail, headers=headers)
+
+
+def _limited(line: Line, amount: float, reading: Reading, shown: tuple[Header, ...]) -> RateLimited:
+    wait = _wait(line, reading)
+    if wait == inf:
+        detail = (
+            f"This request may take {amount:.0f} tokens, more than the limit of {line.text} ever"
+            " lets through. Ask for less, for instance with a smaller `max_tokens`."
+        )
+        return RateLimited(detail, headers=[*retry_headers(wait), DO_NOT_RETRY, *shown])
+    if line.unit == "concurrent":
+        detail = f"The limit of {line.text} is reached: wait for another request to end."
+    else:
+        detail = f"The limit of {line.text} is reached. Try again in {max(wait, 0.001):.3g} s."
+    return RateLimited(detail, headers=[*retry_headers(wait), *shown])
+
+
+def _wait(line: Line, reading: Reading) -> float:
+    return SOON if line.unit == "concurrent" else reading.retry_in

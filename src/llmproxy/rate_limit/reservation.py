@@ -1,0 +1,80 @@
+"""What one request has been let in with, and how much it asks for."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from llmproxy.rate_limit.estimate import Estimate
+from llmproxy.rate_limit.plans import Line, Plan
+from llmproxy.records import InferenceRequest, Usage
+from llmproxy.store.interface import Meter
+from llmproxy.types import Header
+
+Wanted = Sequence[tuple[Meter, float]]
+
+
+class Price(Protocol):
+    """What one model's tokens cost."""
+
+    def cost(self, usage: Usage) -> float:
+        """Return what a usage costs in US dollars."""
+
+    def most(self, prompt: float, completion: float) -> float:
+        """Return the most that so many tokens may cost."""
+
+
+class Reservation:
+    """What is held for one request until it is settled."""
+
+    __slots__ = (
+        "allowed", "amounts", "asked", "cut", "estimate", "extra", "headers", "local", "owner",
+        "plan", "price", "settled",
+    )  # fmt: skip
+
+    def __init__(
+        self, plan: Plan, asked: InferenceRequest, estimate: Estimate, price: Price | None
+    ) -> None:
+        self.plan = plan
+        self.asked = asked
+        self.estimate = estimate
+        self.price = price
+        self.amounts: Wanted = ()  # one per line of the plan
+        self.owner = ""  # under whose lease it is held
+        self.local = False  # this worker has let it in without the store
+        self.headers: tuple[Header, ...] = ()
+        self.cut = plan.cut  # whether the limiter wants to be asked while the stream runs
+        self.allowed = estimate.output  # tokens of output that are reserved so far
+        self.extra: dict[tuple[str, str], tuple[Meter, float]] = {}  # reserved while it runs
+        self.settled = False
+
+    def wanted(self) -> Wanted:
+        """Return what has to be taken of each meter."""
+        plan = self.plan
+        if not plan.counts:
+            return plan.fixed
+        return [(line.meter, line.fixed or self._amount(line)) for line in plan.lines]
+
+    def wanted_here(self, wanted: Wanted) -> Wanted:
+        """Return the same for the share that this worker has by itself."""
+        return [
+            # What the whole limit would have let in is not refused because the share is less:
+            # it waits until the share is untouched, and is charged in full.
+            (line.local, min(amount, line.local.limit) if amount <= line.meter.limit else amount)
+            if line.kind == "limit"
+            else (line.local, amount)
+            for line, (_, amount) in zip(self.plan.lines, wanted, strict=True)
+        ]
+
+    def _amount(self, line: Line) -> float:
+        estimate, price = self.estimate, self.price
+        # A rate makes up for a wrong guess by itself; what must not be overspent does not.
+        prompt = estimate.dense if line.kind in ("hard", "cut") else estimate.prompt
+        if line.unit == "tok":
+            full, sure = prompt + estimate.output, estimate.prompt + estimate.sure_output
+        elif price is None:
+            return 0.0
+        else:
+            full = price.most(prompt, estimate.output)
+            sure = price.most(estimate.prompt, estimate.sure_output)
+        # Nobody is turned away for ever by a guess, only by what was asked for.
+        limit = line.meter.limit
+        return full if full <= limit else max(limit, sure)

@@ -1,0 +1,139 @@
+"""Keeps requests away from a server that fails, and lets one at a time find out if it still does.
+
+pybreaker lends the names of the states and its listeners, so that whoever knows it knows ours.
+Its own counting is not used: it counts failures in a row and by the calendar, takes a client
+who hangs up for a failure, and lets every waiting request through at once when half open.
+
+Rule 1: it opens by the share of failures among the calls of a short window, or at once when
+        nobody answers the door several times in a row.
+Rule 2: what says nothing about the server (a client who left, a 4xx, a full queue) counts for
+        nothing.
+Rule 3: half open means exactly one call.
+"""
+
+from collections.abc import Callable
+
+from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN
+
+WINDOW = 10.0  # seconds of calls that are judged
+LEAST = 20  # calls before a share means anything
+SHARE = 0.5  # of them that may fail
+REFUSED_IN_A_ROW = 5  # connections: a server that is down need not be asked 20 times
+FIRST_REST = 5.0  # seconds before it is tried again; doubled each time that fails
+LONGEST_REST = 60.0
+BUCKETS = 10  # parts of the window that are forgotten one by one
+
+Listener = Callable[[str, str], None]  # from one state to another
+
+
+class Breaker:
+    """The state of one server. Nothing here waits: states change when somebody looks."""
+
+    __slots__ = (
+        "_buckets",
+        "_changed",
+        "_now",
+        "_opened_at",
+        "_probing",
+        "_refused",
+        "_rest",
+        "_state",
+    )
+
+    def __init__(self, now: Callable[[], float], changed: Listener | None = None) -> None:
+        self._now = now
+        self._changed = changed
+        self._state = STATE_CLOSED
+        self._buckets: list[tuple[int, int, int]] = []  # which part of time, calls, failures
+        self._refused = 0  # connections in a row
+        self._opened_at = 0.0
+        self._rest = FIRST_REST
+        self._probing = False
+
+    @property
+    def state(self) -> str:
+        """closed, open or half-open."""
+        if self._state == STATE_OPEN and self._now() - self._opened_at >= self._rest:
+            return STATE_HALF_OPEN
+        return self._state
+
+    def lets_through(self) -> bool:
+        """Tell whether a call may be made now. Does not reserve it: see `begin`."""
+        if self._state == STATE_CLOSED:
+            return True
+        return self.state == STATE_HALF_OPEN and not self._probing
+
+    def opens_in(self) -> float:
+        """Return the seconds until the next call may be made."""
+        if self._state == STATE_CLOSED:
+            return 0.0
+        return max(0.0, self._opened_at + self._rest - self._now())
+
+    def begin(self) -> bool:
+        """Note a call; True when it is the one that finds out."""
+        if self._state == STATE_CLOSED:
+            return False
+        self._become(STATE_HALF_OPEN)
+        self._probing = True
+        return True
+
+    def succeeded(self, *, probe: bool) -> None:
+        """Note a call that was answered."""
+        self._refused = 0
+        if self._state == STATE_CLOSED:
+            self._count(0)
+        elif probe:
+            self._probing = False
+            self._buckets.clear()
+            self._rest = FIRST_REST
+            self._become(STATE_CLOSED)
+
+    def failed(self, *, probe: bool, refused: bool = False) -> None:
+        """Note a call that the server failed; `refused` when no connection came about."""
+        if probe:
+            self._probing = False
+            self._rest = min(self._rest * 2, LONGEST_REST)
+            self._open()
+        elif self._state == STATE_CLOSED:
+            self._refused = self._refused + 1 if refused else 0
+            calls, failures = self._count(1)
+            if self._refused >= REFUSED_IN_A_ROW or (calls >= LEAST and failures >= calls * SHARE):
+                self._open()
+
+    def weighs_nothing(self, *, probe: bool) -> None:
+        """Note a call that says nothing about the server; another one may find out."""
+        if probe:
+            self._probing = False
+
+    def close(self) -> None:
+        """Begin anew: the server is known to be well."""
+        self._buckets.clear()
+        self._refused = 0
+        self._probing = False
+        self._rest = FIRST_REST
+        self._become(STATE_CLOSED)
+
+    def _open(self) -> None:
+        self._opened_at = self._now()
+        self._refused = 0
+        self._buckets.clear()
+        self._become(STATE_OPEN)
+
+    def _become(self, state: str) -> None:
+        before, self._state = self._state, state
+        if before != state and self._changed is not None:
+            self._changed(before, state)
+
+    def _count(self, failure: int) -> tuple[int, int]:
+        part = int(self._now() * BUCKETS / WINDOW)
+        buckets = self._buckets
+        if buckets and buckets[-1][0] == part:
+            _, calls, failures = buckets[-1]
+            buckets[-1] = (part, calls + 1, failures + failure)
+        else:
+            buckets.append((part, 1, failure))
+            while buckets[0][0] <= part - BUCKETS:
+                del buckets[0]
+        if not failure:
+            return 0, 0  # only a failure asks for the sums
+        return sum(each[1] for each in buckets), sum(each[2] for each in buckets)

@@ -1,0 +1,65 @@
+"""What cannot be configured together: two values that are fine and whose sum would be a lie."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from llmproxy.records import Budget
+
+
+def why_no_auth(auth: str, given: Mapping[str, Any]) -> list[str]:
+    """Return why callers could not be asked for what `auth` says; empty when they can."""
+    if auth == "off":
+        if given.get("keys"):
+            return ["is off, and LLMPROXY_KEYS names keys that nobody would be asked for"]
+        return []
+    wrong = []
+    methods = auth.split("+")
+    if "auth" not in given.get("middleware", ("auth",)):
+        wrong.append("needs the layer auth in LLMPROXY_MIDDLEWARE, or nobody is asked for a key")
+    if "jwt" in methods:
+        if given.get("jwt_issuer", "-") is None:
+            wrong.append("with jwt needs LLMPROXY_JWT_ISSUER")
+        if not given.get("jwt_audience", ("-",)):
+            wrong.append("with jwt needs LLMPROXY_JWT_AUDIENCE: any token of the issuer would do")
+        if importlib.util.find_spec("jwt") is None:
+            wrong.append("with jwt needs an extra: pip install 'llmproxy[jwt]'")
+    if "hmac" in methods and _several(given) and _alone(given):
+        wrong.append(
+            "with hmac and several workers needs LLMPROXY_STORE=redis://... or sqlite:///...:"
+            " each worker would accept a signature once"
+        )
+    return wrong
+
+
+def why_not_kept(budget: tuple[Budget, ...], given: Mapping[str, Any]) -> list[str]:
+    """Return why limits and budgets could not be kept; empty when they can."""
+    wrong = []
+    keys = given.get("keys")
+    principals = [entry.principal for entry in keys.entries] if keys else []
+    limited = bool(given.get("limits")) or any(each.limits for each in principals)
+    budgets = [*budget, *(one for each in principals for one in each.budgets)]
+    if (limited or budgets) and "rate_limit" not in given.get("middleware", ("rate_limit",)):
+        wrong.append(
+            "limits and budgets need the layer rate_limit in LLMPROXY_MIDDLEWARE, or nobody is"
+            " held to them"
+        )
+    if (limited or budgets) and _several(given) and _alone(given):
+        wrong.append(
+            "limits and budgets with several workers need LLMPROXY_STORE=redis://... or"
+            " sqlite:///...: in memory each worker would allow all of it"
+        )
+    prices = given.get("prices")
+    if any(each.unit == "usd" for each in budgets) and prices is not None and not prices:
+        wrong.append("a budget in usd needs LLMPROXY_PRICES: without, everything costs nothing")
+    return wrong
+
+
+def _several(given: Mapping[str, Any]) -> bool:
+    workers: int = given.get("workers", 1)
+    return workers > 1
+
+
+def _alone(given: Mapping[str, Any]) -> bool:
+    store = given.get("store")
+    return store is not None and not store.shared

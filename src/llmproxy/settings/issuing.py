@@ -1,0 +1,23 @@
+"""What keys that are issued later need of the configuration, so that they mean what they say."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmproxy.settings.contradictions import why_not_kept
+from llmproxy.settings.model import Settings
+
+
+def why_not_issued(settings: Settings, fields: Mapping[str, Any]) -> list[str]:
+    """Return why a key with these fields could not be issued here; empty when it can.
+
+    `fields` are those of a `Principal`.
+    """
+    wrong = []
+    if settings.workers > 1 and not settings.store.shared:
+        wrong.append(
+            "with several workers LLMPROXY_STORE must be redis://... or sqlite:///...: only the"
+            " worker that made the key would know it"
+        )
+    chain = {"middleware": settings.middleware, "prices": settings.prices}
+    own = {**chain, "limits": fields.get("limits", ())}
+    return wrong + why_not_kept(tuple(fields.get("budgets", ())), own)

@@ -1,0 +1,232 @@
+"""The arithmetic of meters, without clocks and without I/O.
+
+What `meters.lua` does inside Redis is done here for the other stores; a test holds the two side
+by side. Two moments are given to everything: `now` never steps back and is for rates, `wall` is
+the calendar and is for windows only.
+
+- A rate has a level that drains evenly. A wish fits when the level would stay within the limit.
+- An account has what is held, by owner, and what is spent in a window. A later window begins at
+  zero; what is held goes over into it. An earlier one never comes back, whatever the calendar says.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import inf
+
+from llmproxy.store.interface import Grant, Kind, Meter, Reading
+from llmproxy.store.windows import Calendar
+
+TINY = 1e-9  # what is less than this is nothing: sums of fractions do not come out at zero
+_ABOVE_ONE = 1 + TINY
+SLACK = 1e-6  # by which a rate may be exceeded: its level is the outcome of a division
+RATE, SPENT = Kind.RATE, Kind.SPENT  # looking a member up in its Enum costs as much as a sum
+
+Wanted = Sequence[tuple[Meter, float]]
+Taken = Sequence[tuple[Meter, float, float]]
+
+
+class Rate:
+    """How full a bucket was, and when."""
+
+    __slots__ = ("at", "empty", "level")
+
+    def __init__(self, level: float, at: float, empty: float) -> None:
+        self.level = level
+        self.at = at
+        self.empty = empty  # when it will have drained
+
+    def level_at(self, now: float, meter: Meter) -> float:
+        """Return how full it is now."""
+        if self.level <= 0.0:
+            return 0.0
+        elapsed = now - self.at
+        if elapsed < 0.0:  # a clock that was set back: start again from here, do not wait for it
+            self.at = now
+            return self.level
+        level = self.level - elapsed * max(meter.limit, 0.0) / meter.period
+        return level if level > 0.0 else 0.0
+
+
+class Account:
+    """What is held by whom, and what is spent."""
+
+    __slots__ = ("begins", "ends", "held", "owners", "spent")
+
+    def __init__(self, begins: float = 0.0, ends: float = inf) -> None:
+        self.begins = begins
+        self.ends = ends
+        self.spent = 0.0
+        self.held = 0.0
+        self.owners: dict[str, float] = {}
+
+    def hold(self, owner: str, amount: float) -> None:
+        """Add to what an owner holds."""
+        self.owners[owner] = self.owners.get(owner, 0.0) + amount
+        self.held += amount
+
+    def give_back(self, owner: str, amount: float) -> None:
+        """Take away from what an owner holds, and from nobody else."""
+        mine = self.owners.get(owner)
+        if mine is None:
+            return
+        if mine - amount > TINY:
+            self.owners[owner] = mine - amount
+            self.held -= amount
+        else:
+            del self.owners[owner]
+            self.held = self.held - mine if self.owners else 0.0
+
+
+class Counters:
+    """Rates and accounts by name."""
+
+    def __init__(self) -> None:
+        self.rates: OrderedDict[str, Rate] = OrderedDict()
+        self.holds: OrderedDict[str, Account] = OrderedDict()
+        self.budgets: OrderedDict[str, Account] = OrderedDict()
+        self.created = 0  # since somebody last looked for what can be forgotten
+        self._calendar = Calendar()
+
+    def take(self, wanted: Wanted, owner: str, now: float, wall: float) -> Grant:
+        """Take all of it or nothing."""
+        found: list[tuple[Rate | Account, float]] = []
+        refused: tuple[int, ...] = ()
+        for meter, amount in wanted:
+            state: Rate | Account
+            if meter.kind is RATE:
+                state = self.rates.get(meter.name) or self._new_rate(meter, now)
+                used = state.level_at(now, meter)
+                fits = used + amount <= meter.limit * _ABOVE_ONE + SLACK
+            else:
+                state = self._account(meter, wall)
+                used = state.spent + state.held
+                fits = used + amount <= meter.limit
+                if amount <= 0.0 and meter.kind is SPENT:
+                    fits = used < meter.limit  # an estimate of nothing does not slip through
+            if not fits and meter.hard:
+                refused += (len(found),)
+            found.append((state, used))
+        if refused:
+            return Grant(False, self._refusals(wanted, found, refused, wall), owner, refused)
+        readings = []
+        for index, (state, used) in enumerate(found):
+            meter, amount = wanted[index]
+            used += amount
+            if type(state) is Rate:
+                resets = _drains_in(used, meter)
+                state.level = used
+                state.at = now
+                state.empty = now + resets
+                readings.append(Reading(meter.limit - used, resets))
+            elif type(state) is Account:
+                state.hold(owner, amount)
+                readings.append(self._reading(meter, used, wall))
+        return Grant(True, tuple(readings), owner)
+
+    def settle(self, taken: Taken, owner: str, now: float, wall: float) -> None:
+        """Put what it really was in the place of what was taken."""
+        for meter, amount, actual in taken:
+            if meter.kind is RATE:
+                rate = self.rates.get(meter.name) or self._new_rate(meter, now)
+                rate.level = max(0.0, rate.level_at(now, meter) + actual - amount)
+                rate.at = now
+                rate.empty = now + _drains_in(rate.level, meter)
+                continue
+            account = self._account(meter, wall)
+            account.give_back(owner, amount)
+            if meter.kind is SPENT:
+                account.spent = max(0.0, account.spent + actual)
+
+    def read(self, meters: Sequence[Meter], now: float, wall: float) -> tuple[Reading, ...]:
+        """Tell how they stand."""
+        return tuple(self._reading(meter, self._used(meter, now, wall), wall) for meter in meters)
+
+    def forget(self, now: float, wall: float) -> None:
+        """Look at some of the oldest and forget what is as good as new: twice what was created."""
+        look, self.created = 2 * self.created, 0
+        for _ in range(min(look, len(self.rates))):
+            name, rate = self.rates.popitem(last=False)
+            if rate.empty > now:
+                self.rates[name] = rate
+        for accounts in (self.holds, self.budgets):
+            for _ in range(min(look, len(accounts))):
+                name, account = accounts.popitem(last=False)
+                if account.owners or (account.spent > 0.0 and wall < account.ends):
+                    accounts[name] = account
+
+    def _used(self, meter: Meter, now: float, wall: float) -> float:
+        if meter.kind is RATE:
+            rate = self.rates.get(meter.name)
+            return rate.level_at(now, meter) if rate is not None else 0.0
+        account = (self.budgets if meter.kind is SPENT else self.holds).get(meter.name)
+        if account is None:
+            return 0.0
+        if wall >= account.ends:
+            self._turn(account, meter, wall)
+        return account.spent + account.held
+
+    def _new_rate(self, meter: Meter, now: float) -> Rate:
+        rate = self.rates[meter.name] = Rate(0.0, now, now)
+        self.created += 1
+        return rate
+
+    def _account(self, meter: Meter, wall: float) -> Account:
+        if meter.kind is not SPENT:
+            account = self.holds.get(meter.name)
+            if account is None:
+                account = self.holds[meter.name] = Account()
+                self.created += 1
+            return account
+        account = self.budgets.get(meter.name)
+        if account is None:
+            account = self.budgets[meter.name] = Account(*self._calendar.at(meter.window, wall))
+            self.created += 1
+        elif wall >= account.ends:
+            self._turn(account, meter, wall)
+        return account
+
+    def _turn(self, account: Account, meter: Meter, wall: float) -> None:
+        begins, ends = self._calendar.at(meter.window, wall)
+        if begins > account.begins:
+            account.spent = 0.0
+            account.begins = begins
+        account.ends = ends
+
+    def _reading(self, meter: Meter, used: float, wall: float) -> Reading:
+        if meter.kind is RATE:
+            return Reading(meter.limit - used, _drains_in(used, meter))
+        if meter.kind is SPENT:
+            return Reading(meter.limit - used, self._calendar.at(meter.window, wall)[1] - wall)
+        return Reading(meter.limit - used, 0.0)
+
+    def _refusals(
+        self,
+        wanted: Wanted,
+        found: Sequence[tuple[Rate | Account, float]],
+        refused: tuple[int, ...],
+        wall: float,
+    ) -> tuple[Reading, ...]:
+        readings = []
+        for index, (_, used) in enumerate(found):
+            meter, amount = wanted[index]
+            reading = self._reading(meter, used, wall)
+            if index in refused:
+                reading = reading._replace(retry_in=_fits_in(amount, used, meter, reading))
+            readings.append(reading)
+        return tuple(readings)
+
+
+def _fits_in(wish: float, used: float, meter: Meter, reading: Reading) -> float:
+    if wish > (meter.limit * _ABOVE_ONE + SLACK if meter.kind is RATE else meter.limit):
+        return inf
+    if meter.kind is RATE:
+        return _drains_in(used + wish - meter.limit, meter)
+    if meter.kind is SPENT:
+        return reading.resets_in if meter.limit > 0.0 else inf
+    return 0.0
+
+
+def _drains_in(level: float, meter: Meter) -> float:
+    if level <= 0.0:
+        return 0.0
+    return level * meter.period / meter.limit if meter.limit > 0.0 else inf

@@ -1,0 +1,158 @@
+"""What every store can do, whichever it is.
+
+Two things are kept. *Records* are small documents under a name: issued keys, nonces, the
+audit log. *Meters* are numbers that many requests change at once: what is taken from a limit,
+what is held of it, what is spent of a budget. A meter is read and changed in one step, all
+meters of a request together or none, by the clock of the store and not by ours.
+
+Whatever cannot be done raises `Unavailable`; what becomes of the request then is decided by
+whoever asked. A caller who is cancelled leaves nothing half done: what was taken for it is
+given back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from llmproxy.records import Window
+
+
+class Unavailable(Exception):
+    """The store cannot be asked now. Carries no address and no command."""
+
+
+class Kind(Enum):
+    """How a meter counts."""
+
+    RATE = "rate"  # drains evenly: `limit` per `period` (GCRA, told as a leaking bucket)
+    HELD = "held"  # counts what is held right now
+    SPENT = "spent"  # counts up within a calendar window, held amounts included
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One limit or budget of one subject."""
+
+    name: str  # made by `meter_name`, so that no two subjects can share one
+    kind: Kind
+    limit: float
+    period: float = 0.0  # seconds, for RATE
+    window: Window = "total"  # for SPENT
+    hard: bool = True  # False: is counted and never refuses
+
+
+class Reading(NamedTuple):  # made several times a request: half of what a frozen dataclass costs
+    """A meter as it stands after it was asked."""
+
+    left: float  # what could still be had now; negative when more was used than allowed
+    resets_in: float  # seconds until all of it can be had again; 0 for HELD
+    # Seconds until what was refused would fit: inf = it never will, 0 = nobody can tell, because
+    # it is somebody else who has to give something back.
+    retry_in: float = 0.0
+
+
+class Grant(NamedTuple):
+    """What became of a wish to take from several meters at once."""
+
+    granted: bool
+    readings: tuple[Reading, ...]  # one per meter, in the order they were named
+    owner: str  # under whose lease it is held; goes back with `settle`
+    refused: tuple[int, ...] = ()  # which meters were in the way
+
+
+class Meters(Protocol):
+    """Numbers that many change at once."""
+
+    async def take(self, wanted: Sequence[tuple[Meter, float]]) -> Grant:
+        """Take all of these amounts, or nothing at all; name no meter twice.
+
+        What is taken of HELD and SPENT is held under the lease of this process until it is
+        settled: when the process dies, it comes back by itself.
+        """
+
+    async def settle(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
+        """Replace what was taken by what it really was: (meter, taken, actual).
+
+        Never refuses, never goes below zero, never waits and never fails: what cannot be
+        delivered now is delivered, once, when the store answers again. For HELD the actual
+        amount is 0.
+        """
+
+    async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:
+        """Return how these meters stand."""
+
+
+class Records(Protocol):
+    """Small documents under names."""
+
+    async def get(self, name: str) -> bytes | None:
+        """Return what is kept under a name."""
+
+    async def put(self, name: str, value: bytes, *, within: float | None = None) -> None:
+        """Keep something, for some seconds or until it is deleted."""
+
+    async def add(self, name: str, value: bytes, *, within: float | None = None) -> bool:
+        """Keep something unless there is something; tell whether there was nothing."""
+
+    async def replace(self, name: str, old: bytes, new: bytes) -> bool:
+        """Put `new` in the place of exactly `old`; tell whether that was still there.
+
+        It is kept as long as the old one would have been.
+        """
+
+    async def delete(self, name: str) -> bool:
+        """Forget a name; tell whether it was there."""
+
+    async def names(self, prefix: str) -> list[str]:
+        """Return the names that begin like this, in order.
+
+        Costs a walk through all that is kept: for lists that people look at, not for every
+        request.
+        """
+
+    async def append(self, name: str, entry: bytes, *, keep: int) -> None:
+        """Add an entry to a list, of which the last `keep` are kept."""
+
+    async def entries(self, name: str, *, last: int) -> list[bytes]:
+        """Return the last entries of a list, oldest first."""
+
+
+class Store(Records, Meters, Protocol):
+    """One place for both."""
+
+    shared: bool  # whether other processes see the same
+
+    @property
+    def events(self) -> Mapping[str, int]:
+        """What has happened, and how often.
+
+        "unavailable": it stopped answering. "garbage": a foreign value was deleted under a name of
+        ours. "reloaded": the server did not know the script. "lost": a settlement was given up.
+        """
+
+    async def start(self) -> None:
+        """Begin to renew the lease; connections are made when they are needed."""
+
+    async def aclose(self) -> None:
+        """Write what is still to be written, give back what is held, let go of everything."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it answered when it was last asked."""
+
+
+def meter_name(*parts: str) -> str:
+    """Return the name of a meter; different parts never make the same name."""
+    return ":".join(_plain(part) for part in parts)
+
+
+def _plain(part: str) -> str:
+    return part.translate(_ESCAPES)
+
+
+# What has a meaning in a name or a hash tag, the escape itself, and what UTF-8 cannot write.
+_ESCAPES = {
+    **{ord(char): f"%{ord(char):02X}" for char in "%:{}*?[]\\"},
+    **{code: f"%u{code:X}" for code in range(0xD800, 0xE000)},
+}

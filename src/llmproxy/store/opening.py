@@ -1,0 +1,26 @@
+"""From a URL to a store. What a store needs is imported only when there is such a store."""
+
+from pathlib import Path
+
+from llmproxy.store.interface import Store
+from llmproxy.store.memory import MemoryStore
+from llmproxy.store.urls import place, store_url
+
+__all__ = ["open_store", "store_url"]
+
+
+def open_store(url: str, *, patience: float | None = None) -> Store:
+    """Return the store that a URL names; connections are made when they are needed.
+
+    `patience` is for whoever would rather wait for Redis than do without it, in seconds.
+    """
+    where = place(url)
+    if where.kind == "memory":
+        return MemoryStore()
+    if where.kind == "sqlite":
+        from llmproxy.store.sqlite import SqliteStore
+
+        return SqliteStore(Path(where.path))
+    from llmproxy.store.redis import RedisStore
+
+    return RedisStore(where) if patience is None else RedisStore(where, patience=patience)

@@ -1,0 +1,98 @@
+"""The file of a SQLite store: how it is opened, what is in it, and what time it is there.
+
+All processes of one host read the same clock, which no process can set: that of the kernel,
+which counts from the start of the machine, moved so far that it shows the calendar's time as it
+was when the file was first used after that start. Stepping the calendar moves nothing.
+"""
+
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from llmproxy import clock
+
+VERSION = 1  # of the tables; another one is never touched
+WAIT = 1.0  # seconds for another process that is writing
+ANOTHER_START = 60.0  # seconds between two clocks, where the kernel does not name its starts
+
+_TABLES = """
+CREATE TABLE clock (boot TEXT NOT NULL, ahead REAL NOT NULL);
+CREATE TABLE owners (owner TEXT PRIMARY KEY, expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE rates (
+    name TEXT PRIMARY KEY, level REAL NOT NULL, at REAL NOT NULL, empty REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE budgets (
+    name TEXT PRIMARY KEY, spent REAL NOT NULL, begins REAL NOT NULL, ends REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE held (
+    kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, amount REAL NOT NULL,
+    PRIMARY KEY (kind, name, owner)
+) WITHOUT ROWID;
+CREATE TABLE records (name BLOB PRIMARY KEY, value BLOB NOT NULL, until REAL) WITHOUT ROWID;
+CREATE TABLE entries (place INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL, entry BLOB);
+CREATE INDEX rates_empty ON rates (empty);
+CREATE INDEX budgets_ends ON budgets (ends);
+CREATE INDEX held_owner ON held (owner);
+CREATE INDEX records_until ON records (until) WHERE until IS NOT NULL;
+CREATE INDEX entries_name ON entries (name, place);
+"""
+
+
+class WrongVersion(Exception):
+    """The file was made by another version of this program, or by another program."""
+
+
+def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
+    """Open it, make it if need be; return it and how far its clock is ahead of the kernel's."""
+    with suppress(FileExistsError):
+        # Before SQLite does it: there are digests of keys in it, which are nobody else's concern.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose seconds; a kill cannot
+        db.execute("BEGIN IMMEDIATE")
+        _provide_tables(db)
+        ahead = _clock(db)
+        db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db, ahead
+
+
+def _provide_tables(db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if version == 0 and tables == 0:
+        for statement in _TABLES.split(";\n"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    elif version != VERSION:
+        raise WrongVersion(f"version {version}")
+
+
+def _clock(db: sqlite3.Connection) -> float:
+    boot, now = _boot(), clock.wall() - time.monotonic()
+    row = db.execute("SELECT boot, ahead FROM clock").fetchone()
+    if row is not None and row[0] == boot and (boot or abs(row[1] - now) < ANOTHER_START):
+        return float(row[1])
+    # The machine was started since. Whoever held something is gone; and should the calendar be
+    # behind what it was, nothing waits until it has caught up.
+    db.execute("DELETE FROM clock")
+    db.execute("INSERT INTO clock VALUES (?, ?)", (boot, now))
+    db.execute("DELETE FROM held")
+    db.execute("DELETE FROM owners")
+    at = now + time.monotonic()
+    db.execute("UPDATE rates SET empty = ? + empty - at, at = ? WHERE at > ?", (at, at, at))
+    return now
+
+
+def _boot() -> str:
+    """Return the name of this start of the machine; Linux has one, others may not."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,124 @@
+"""Meters in SQLite: what a batch needs is read, counted by `Counters`, and written back."""
+
+import sqlite3
+
+from llmproxy.store.counters import Account, Counters, Rate
+from llmproxy.store.interface import Kind, Meter
+
+FORGET = 2000  # rows that are forgotten at a time
+
+
+class Meters:
+    """The meters of one batch, within its transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.counters = Counters()
+        self._db = db
+        self._rates: dict[str, tuple[float, float]] = {}
+        self._held: dict[tuple[str, str], dict[str, float]] = {}
+        self._spent: dict[str, tuple[float, float]] = {}
+
+    def load(self, meter: Meter) -> None:
+        """Read what is known of a meter, once."""
+        if meter.kind is Kind.RATE:
+            if meter.name not in self._rates:
+                self._load_rate(meter.name)
+        elif (meter.kind.value, meter.name) not in self._held:
+            self._load_account(meter)
+
+    def save(self) -> None:
+        """Write what has changed."""
+        counters = self.counters
+        self._db.executemany(
+            "INSERT OR REPLACE INTO rates VALUES (?, ?, ?, ?)",
+            [
+                (name, rate.level, rate.at, rate.empty)
+                for name, rate in counters.rates.items()
+                if (rate.level, rate.at) != self._rates[name] and rate.level > 0.0
+            ],
+        )
+        self._db.executemany(
+            "DELETE FROM rates WHERE name = ?",
+            [(name,) for name, rate in counters.rates.items() if rate.level <= 0.0],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO budgets VALUES (?, ?, ?, ?)",
+            [
+                (name, account.spent, account.begins, account.ends)
+                for name, account in counters.budgets.items()
+                if (account.spent, account.begins) != self._spent[name]
+            ],
+        )
+        for kind, accounts in ((Kind.HELD, counters.holds), (Kind.SPENT, counters.budgets)):
+            for name, account in accounts.items():
+                self._save_held(kind.value, name, account)
+
+    def _load_rate(self, name: str) -> None:
+        row = self._db.execute(
+            "SELECT level, at, empty FROM rates WHERE name = ?", (name,)
+        ).fetchone()
+        self._rates[name] = (row[0], row[1]) if row else (0.0, 0.0)
+        if row:
+            self.counters.rates[name] = Rate(*row)
+
+    def _load_account(self, meter: Meter) -> None:
+        kind, name = meter.kind.value, meter.name
+        account = None
+        if meter.kind is Kind.SPENT:
+            row = self._db.execute(
+                "SELECT spent, begins, ends FROM budgets WHERE name = ?", (name,)
+            ).fetchone()
+            self._spent[name] = (row[0], row[1]) if row else (0.0, -1.0)
+            if row:
+                account = Account(row[1], row[2])
+                account.spent = row[0]
+        held = dict(
+            self._db.execute(
+                "SELECT owner, amount FROM held WHERE kind = ? AND name = ?", (kind, name)
+            ).fetchall()
+        )
+        self._held[kind, name] = held
+        if held and account is None:
+            account = Account(0.0, 0.0)  # of a window that is over: the present one begins empty
+            if meter.kind is Kind.HELD:
+                account = Account()
+        if account is not None:
+            for owner, amount in held.items():
+                account.hold(owner, amount)
+            states = self.counters.budgets if kind == Kind.SPENT.value else self.counters.holds
+            states[name] = account
+
+    def _save_held(self, kind: str, name: str, account: Account) -> None:
+        before = self._held[kind, name]
+        for owner in before.keys() | account.owners.keys():
+            amount = account.owners.get(owner)
+            if amount is None:
+                self._db.execute(
+                    "DELETE FROM held WHERE kind = ? AND name = ? AND owner = ?",
+                    (kind, name, owner),
+                )
+            elif amount != before.get(owner):
+                self._db.execute(
+                    "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?)", (kind, name, owner, amount)
+                )
+
+
+def reap(db: sqlite3.Connection, now: float) -> None:
+    """Give back what those hold who have not been heard of."""
+    for (owner,) in db.execute("SELECT owner FROM owners WHERE expires <= ?", (now,)).fetchall():
+        db.execute("DELETE FROM held WHERE owner = ?", (owner,))
+        db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+
+
+def forget(db: sqlite3.Connection, now: float, wall: float) -> None:
+    """Delete some of what is as good as new."""
+    for table, key, column, moment in (
+        ("rates", "name", "empty", now),
+        ("budgets", "name", "ends", wall),
+        ("records", "name", "until", now),
+    ):
+        db.execute(
+            f"DELETE FROM {table} WHERE {key} IN"
+            f" (SELECT {key} FROM {table} WHERE {column} <= ? LIMIT {FORGET})",
+            (moment,),
+        )

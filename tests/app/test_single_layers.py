@@ -1,0 +1,112 @@
+"""The public layers in an app that is not ours."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import llmproxy
+from llmproxy import middleware
+from tests.support.client import Answer, raw_client, request_bytes
+from tests.support.rig import served_here
+
+BODY = b'{"model":"m","messages":[]}'
+KEY = b"Kq3-vT9x-4Lw8-ZZ12"
+
+
+async def complete(request: Request) -> Response:
+    """Answer as a host's own engine would."""
+    return JSONResponse({"usage": {"prompt_tokens": 1, "completion_tokens": 1}})
+
+
+async def other(request: Request) -> Response:
+    """Stand for a page of the host."""
+    return JSONResponse({"page": True})
+
+
+def host() -> Starlette:
+    """Return an app that speaks the API, and something else."""
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", complete, methods=["POST"]),
+            Route("/about", other, methods=["GET"]),
+        ],
+        lifespan=llmproxy.lifespan,
+    )
+
+
+@asynccontextmanager
+async def asking(app: Starlette) -> AsyncIterator[Callable[..., Awaitable[Answer]]]:
+    """Serve an app and ask it."""
+    async with served_here(app) as port:
+
+        async def ask(path: str = "/v1/chat/completions", key: bytes | None = None) -> Answer:
+            headers = [(b"content-type", b"application/json")]
+            if key is not None:
+                headers.append((b"authorization", b"Bearer " + key))
+            request = request_bytes(path.encode(), headers=headers, body=BODY)
+            if path == "/about":
+                request = request_bytes(b"/about", method=b"GET", body=None)
+            async with raw_client(port=port) as client:
+                client.send(request)
+                return await client.answer()
+
+        yield ask
+
+
+async def test_limits_hold_in_front_of_any_app() -> None:
+    """Three are let in, the fourth is told when to come back; other pages are not counted."""
+    app = host()
+    app.add_middleware(middleware.RateLimit, limits="3 req/hour")
+
+    async with asking(app) as ask:
+        answers = [await ask() for _ in range(4)]
+        page = await ask("/about")
+
+    assert [answer.status for answer in answers] == [200, 200, 200, 429]
+    assert answers[0].header(b"x-ratelimit-remaining-requests") == b"2"
+    assert answers[3].header(b"retry-after") is not None
+    assert page.status == 200
+
+
+async def test_of_many_at_once_only_the_allowed_ones_get_in() -> None:
+    """A race admits nobody."""
+    app = host()
+    app.add_middleware(middleware.RateLimit, limits="5 req/hour")
+
+    async with asking(app) as ask:
+        answers = await asyncio.gather(*(ask() for _ in range(50)))
+
+    assert sum(answer.status == 200 for answer in answers) == 5
+
+
+async def test_keys_are_asked_for_in_front_of_any_app() -> None:
+    """Only where the API is spoken."""
+    app = host()
+    app.add_middleware(middleware.Auth, keys=f"ada:{KEY.decode()}")
+
+    async with asking(app) as ask:
+        got = [(await ask(key=key)).status for key in (None, b"wrong-key-0123", KEY)]
+        page = await ask("/about")
+
+    assert got == [401, 401, 200]
+    assert page.status == 200
+
+
+async def test_layers_share_the_frame_and_know_of_each_other() -> None:
+    """Outer auth, inner limits: each key has its own."""
+    app = host()
+    keys = f"ada:{KEY.decode()},bob:{KEY.decode()}-other"
+    app.add_middleware(middleware.RateLimit, limits="1 req/hour")
+    app.add_middleware(middleware.Auth, keys=keys)
+
+    async with asking(app) as ask:
+        ada = [(await ask(key=KEY)).status for _ in range(2)]
+        bob = [(await ask(key=KEY + b"-other")).status for _ in range(2)]
+
+    assert ada == [200, 429]
+    assert bob == [200, 429]

@@ -1,0 +1,143 @@
+"""What a request held is free at its end, and does not wait for the garbage collector.
+
+A body may have 32 MiB, and the collector comes by after 20,000 objects: circles that hold one
+would add up to gigabytes.
+"""
+
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from llmproxy.context import RequestContext
+from llmproxy.server.exchange import Exchange as ServedExchange
+from llmproxy.server.exchange import forget_origin
+from llmproxy.transport.http1.call import Http1Call
+from tests.server.apps import GET
+from tests.support.calls import eventually
+from tests.support.client import RawClient, raw_client, request_bytes
+from tests.support.rig import proxied
+from tests.support.streams import CHAT
+from tests.support.upstream import Exchange, scripted
+from tests.support.wire import PeerLeft
+
+Go = Callable[[RawClient], Awaitable[None]]
+
+KINDS = (RequestContext, ServedExchange, Http1Call)
+POST = request_bytes(body=b'{"model":"m"}')
+UNKNOWN = request_bytes(b"/nowhere", method=b"GET", body=None)
+TOO_LARGE = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n\r\n"
+
+
+Kept = Callable[[], list[str]]
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """What is there of these kinds, and was not before; without a collector that comes by."""
+    gc.collect()
+    before = [each for each in gc.get_objects() if isinstance(each, KINDS)]
+    known = {id(each) for each in before}
+
+    def new() -> list[str]:
+        found = (each for each in gc.get_objects() if isinstance(each, KINDS))
+        return [type(each).__name__ for each in found if id(each) not in known]
+
+    gc.disable()
+    yield new
+    gc.enable()
+
+
+async def engine(exchange: Exchange) -> None:
+    """Answer; a stream is begun and does not go on."""
+    request = await exchange.request()
+    if request.method == b"GET":
+        exchange.json({})
+    elif b"cut" in request.body:
+        exchange.begin()
+        exchange.chunk(CHAT.events[0])
+        exchange.reset()
+    elif b"stream" in request.body:
+        exchange.begin()
+        exchange.chunk(CHAT.events[0])
+        await exchange.closed()
+    else:
+        exchange.json({})
+
+
+async def leaves(client: RawClient) -> None:
+    client.send(CHAT.request)
+    await client.head()
+    client.close()
+
+
+async def is_cut(client: RawClient) -> None:
+    client.send(request_bytes(body=b'{"stream":true,"model":"cut"}'))
+    with suppress(PeerLeft):
+        await client.answer()
+
+
+async def asks(client: RawClient) -> None:
+    client.send(POST)
+    await client.answer()
+
+
+async def is_refused(client: RawClient) -> None:
+    client.send(UNKNOWN)
+    await client.answer(to=b"GET")
+
+
+async def is_too_large(client: RawClient) -> None:
+    client.send(TOO_LARGE)
+    await client.answer()
+
+
+async def is_malformed(client: RawClient) -> None:
+    client.send(GET.replace(b"host:", b"host: x\r\nhost:"))
+    await client.answer(to=b"GET")
+
+
+WAYS = pytest.mark.parametrize(
+    "go", [asks, is_refused, is_too_large, is_malformed, is_cut, leaves], ids=lambda f: f.__name__
+)
+
+
+@WAYS
+async def test_nothing_is_left_of_a_client_that_has_gone(go: Go, kept: Kept) -> None:
+    """However its last request ended."""
+    async with scripted(engine) as server, proxied(server.upstream) as proxy:
+        async with proxy.client() as client:
+            await go(client)
+        await eventually(lambda: not kept(), "everything was let go")
+
+
+@pytest.mark.parametrize("go", [asks, is_refused], ids=lambda f: f.__name__)
+async def test_an_idle_connection_holds_nothing_of_its_last_request(go: Go, kept: Kept) -> None:
+    """Ten thousand of them would hold ten thousand bodies."""
+    async with (
+        scripted(engine) as server,
+        proxied(server.upstream) as proxy,
+        raw_client(port=proxy.port) as client,
+    ):
+        await go(client)
+        await proxy.log.line()
+        await eventually(lambda: not kept(), "its request was let go")
+        await asks(client)
+
+
+def test_an_error_forgets_where_it_came_from() -> None:
+    """Its cause and its context have frames, too."""
+
+    def fail() -> None:
+        try:
+            raise KeyError("a")
+        except KeyError as cause:
+            raise ValueError("b") from cause
+
+    with pytest.raises(ValueError, match="b") as caught:
+        fail()
+    failure = caught.value
+    forget_origin(failure)
+
+    assert (failure.__traceback__, failure.__cause__, failure.__context__) == (None, None, None)

@@ -1,0 +1,150 @@
+"""What holds for the file only."""
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from llmproxy import clock
+from llmproxy.store import sqlite_file
+from llmproxy.store.interface import Kind, Meter, Unavailable
+from llmproxy.store.sqlite import SqliteStore
+from tests.store.waiting import until_available
+
+RATE = Meter("rate", Kind.RATE, 10, 3600)
+SLOTS = Meter("slots", Kind.HELD, 10)
+
+
+async def test_what_was_counted_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Records too."""
+    first = SqliteStore(tmp_path / "a")
+    await first.take([(RATE, 4)])
+    await first.put("name", b"value")
+    await first.aclose()
+    second = SqliteStore(tmp_path / "a")
+
+    assert (await second.read([RATE]))[0].left == pytest.approx(6, abs=0.1)
+    assert await second.get("name") == b"value"
+    await second.aclose()
+
+
+@pytest.mark.parametrize("step", [-600, 600])
+async def test_a_calendar_that_is_set_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """Neither for who is running nor for who starts then."""
+    first = SqliteStore(tmp_path / "a")
+    await first.take([(RATE, 4), (SLOTS, 4)])
+    monkeypatch.setattr(clock, "wall", lambda: time.time() + step)
+    second = SqliteStore(tmp_path / "a")
+
+    for store in (first, second):
+        rate, slots = await store.read([RATE, SLOTS])
+        assert rate.left == pytest.approx(6, abs=0.1)
+        assert slots.left == 6
+    await first.aclose()
+    await second.aclose()
+
+
+@pytest.mark.parametrize("behind", [0.0, 7200.0])
+async def test_a_new_start_of_the_machine_ends_every_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float
+) -> None:
+    """Rates go on by the calendar, even by one that is behind what it was."""
+    first = SqliteStore(tmp_path / "a")
+    await first.take([(RATE, 4), (SLOTS, 4)])
+    monkeypatch.setattr(sqlite_file, "_boot", lambda: "another")
+    monkeypatch.setattr(clock, "wall", lambda: time.time() - behind)
+    second = SqliteStore(tmp_path / "a")
+
+    rate, slots = await second.read([RATE, SLOTS])
+
+    assert rate.left == pytest.approx(6, abs=0.1)
+    assert slots.left == 10
+    refused = await second.take([(RATE, 7)])
+    assert refused.readings[0].retry_in == pytest.approx(360, abs=5)
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    """It cannot be asked, and is not overwritten."""
+    path, content = tmp_path / "a", b"this is no database, and long enough to be one" * 40
+    path.write_bytes(content)
+    store = SqliteStore(path)
+
+    with pytest.raises(Unavailable):
+        await store.take([(RATE, 1)])
+
+    await store.aclose()
+    assert path.read_bytes() == content
+
+
+async def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """What a later version has written is not for us to change."""
+    db = sqlite3.connect(tmp_path / "a")
+    db.execute("PRAGMA user_version = 2")
+    db.execute("CREATE TABLE something (x)")
+    db.close()
+    store = SqliteStore(tmp_path / "a")
+
+    with pytest.raises(Unavailable):
+        await store.get("name")
+
+    await store.aclose()
+
+
+async def test_somebody_who_writes_for_long_is_an_outage(tmp_path: Path) -> None:
+    """It ends when he ends, and what was to be settled meanwhile is settled."""
+    store = SqliteStore(tmp_path / "a")
+    grant = await store.take([(SLOTS, 4)])
+    other = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    await store.settle([(SLOTS, 1, 0)], grant.owner)
+
+    with pytest.raises(Unavailable):
+        await store.take([(SLOTS, 4)])
+    with pytest.raises(Unavailable):
+        await store.take([(SLOTS, 4)])
+    other.execute("ROLLBACK")
+    other.close()
+    await until_available(store)
+
+    assert (await store.read([SLOTS]))[0].left == 7
+    await store.aclose()
+
+
+async def test_what_has_ended_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file does not grow with everybody who was ever seen."""
+    monkeypatch.setattr("llmproxy.store.sqlite.FORGET_EVERY", 0.0)
+    store = SqliteStore(tmp_path / "a")
+    for number in range(50):
+        await store.take([(Meter(f"rate:{number}", Kind.RATE, 1e9, 1), 1)])
+        await store.put(f"nonce:{number}", b"", within=0.0)
+    await store.read([])
+    await store.aclose()
+    db = sqlite3.connect(tmp_path / "a")
+
+    for table in ("rates", "records", "held", "owners"):
+        (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
+        assert rows <= 1, table
+    db.close()
+
+
+async def test_who_was_given_up_comes_back_as_somebody_else(tmp_path: Path) -> None:
+    """What it gives back of its former life is not taken from its present one."""
+    store, other = SqliteStore(tmp_path / "a"), SqliteStore(tmp_path / "a")
+    before = await store.take([(SLOTS, 4)])
+    db = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    db.execute("UPDATE owners SET expires = 0")
+    db.close()
+    assert (await other.read([SLOTS]))[0].left == 10
+
+    after = await store.take([(SLOTS, 2)])
+    await store.settle([(SLOTS, 4, 0)], before.owner)
+
+    assert after.owner != before.owner
+    assert (await store.read([SLOTS]))[0].left == 8
+    await store.aclose()
+    await other.aclose()
