@@ -192,6 +192,34 @@ async def test_a_signed_request_is_compared_with_its_body(query: bytes) -> None:
     assert isinstance(bad.raised, Unauthenticated)
 
 
+LIST = b'{"object":"list","data":[{"id":"qwen"},{"id":"llama-2"}]}'
+
+
+async def two_models(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with a list, in two pieces."""
+    length = (b"content-length", b"%d" % len(LIST))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": LIST[:20], "more_body": True})
+    await send({"type": "http.response.body", "body": LIST[20:], "more_body": False})
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        pytest.param(ALICE, LIST, id="all"),
+        pytest.param(BOUND, b'{"object":"list","data":[{"id":"llama-2"}]}', id="bound"),
+    ],
+)
+async def test_a_list_of_models_has_what_the_key_may_use(key: str, shown: bytes) -> None:
+    """And the length that it then has."""
+    ctx = make_context(endpoint=MODELS, path=b"/v1/models", body=b"", inference=InferenceRequest())
+
+    seen = await through(bearer(key), ctx=ctx, layer=PermissionMiddleware(two_models))
+
+    assert seen.body == shown
+    assert (b"content-length", b"%d" % len(shown)) in seen.headers
+
+
 async def test_without_a_gate_the_second_step_asks_nothing() -> None:
     """Where nobody is asked who they are, nobody is held to anything."""
     seen = await drive(PermissionMiddleware(inside), ctx=make_context())

@@ -147,9 +147,14 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
             id="the_most_of_two",
         ),
         pytest.param(
-            b'{"max_completion_tokens":"9","max_tokens":7,"options":{"num_predict":-1}}',
+            b'{"max_completion_tokens":"9","max_tokens":7}',
             InferenceRequest(max_tokens=7),
             id="the_one_that_makes_sense",
+        ),
+        pytest.param(
+            b'{"max_tokens":7,"options":{"num_predict":-1}}',
+            InferenceRequest(),
+            id="without_end_for_ollama",
         ),
         *(
             pytest.param(b'{"max_tokens":%b,"n":%b}' % (value, value), InferenceRequest(), id=name)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from tests.support.client import raw_client, request_bytes
-from tests.support.wire import PATIENCE, PeerLeft, patience
+from tests.support.wire import PeerLeft, patience
 
 START = 20.0  # seconds that a server may take to answer its first request
 STOP = 15.0  # seconds that it may take to leave after SIGTERM
@@ -47,7 +47,7 @@ class Process:
         """What it has complained about so far."""
         return self._said["stderr"].decode(errors="replace")
 
-    async def says(self, text: str, seconds: float = PATIENCE) -> None:
+    async def says(self, text: str, seconds: float = START) -> None:
         """Wait until the text stands in its output."""
         async with patience(f"{text!r} appeared in {self.stdout!r} or {self.stderr!r}", seconds):
             while text not in self.stdout and text not in self.stderr:

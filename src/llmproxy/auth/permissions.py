@@ -5,7 +5,6 @@ say what it wants, it is refused: the model server would choose for it.
 """
 
 import ipaddress
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from urllib.parse import unquote
@@ -73,11 +72,6 @@ def check_length(
 def allows(principal: Principal, model: str) -> bool:
     """Tell whether the caller may use a model."""
     return not principal.models or _matches(model, principal.models)
-
-
-def allowed_models(principal: Principal, ids: Iterable[str]) -> list[str]:
-    """Return those of the models that the caller may use, in their order."""
-    return [each for each in ids if allows(principal, each)]
 
 
 def _matches(text: str, globs: tuple[str, ...]) -> bool:

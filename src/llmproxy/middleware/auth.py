@@ -6,17 +6,22 @@ in vain and nothing else. What depends on the body is checked by the second, aft
 Reads:  body, client, endpoint, fields, inference, path, principal
 Writes: principal
 Raises: AddressNotAllowed, InvalidRequest, ModelNotAllowed, RouteNotAllowed, StoreUnavailable,
-        Unauthenticated
+        Unauthenticated, UpstreamBroken
 """
 
 from urllib.parse import quote
 
 from llmproxy.auth.authenticator import Authenticator, Call
+from llmproxy.auth.model_lists import filtered
 from llmproxy.auth.permissions import check_length, check_model, check_route
 from llmproxy.auth.signatures import check_content
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import present
-from llmproxy.types import ASGIApp, Receive, Scope, Send
+from llmproxy.errors import UpstreamBroken, present
+from llmproxy.records import Principal
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+
+LISTS = frozenset({b"/v1/models", b"/api/tags"})
+LARGEST_LIST = 8 * 1024 * 1024  # bytes; a marketplace of a thousand models has about one MiB
 
 
 class AuthMiddleware:
@@ -60,7 +65,38 @@ class PermissionMiddleware:
                 endpoint = present(ctx.endpoint, "endpoint")
                 check_model(principal, present(ctx.path, "path"), ctx.inference, ctx.body)
                 check_length(principal, endpoint, ctx.inference)
+                if principal.models and ctx.path in LISTS:
+                    send = ListFilter(principal, send).send
         await self.app(scope, receive, send)
+
+
+class ListFilter:
+    """Gathers a list of models and passes on what its reader may see of it."""
+
+    def __init__(self, principal: Principal, send: Send) -> None:
+        self._principal = principal
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if len(self._body) > LARGEST_LIST:
+                raise UpstreamBroken("The list of models is too long to be read.")
+            if not message.get("more_body", False):
+                await self._pass_on(self._start)
+
+    async def _pass_on(self, start: Message) -> None:
+        body = filtered(self._body, self._principal)
+        headers = [header for header in start["headers"] if header[0] != b"content-length"]
+        headers.append((b"content-length", b"%d" % len(body)))
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def call_of(scope: Scope, ctx: RequestContext) -> Call:

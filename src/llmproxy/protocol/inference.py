@@ -101,6 +101,8 @@ def _most(*said: object) -> int | None:
     """Return the most that any of these allows; the last are Ollama's options."""
     options = said[-1]
     predicted = options.get("num_predict") if isinstance(options, dict) else None
+    if predicted is not None and _count(predicted) is None:
+        return None  # Ollama reads this one alone, and -1 is without end
     counts = [_count(value) for value in (*said[:-1], predicted)]
     return max((count for count in counts if count is not None), default=None)
 

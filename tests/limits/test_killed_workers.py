@@ -1,0 +1,66 @@
+"""A worker that is killed takes nobody's permits to its grave."""
+
+import asyncio
+import os
+import signal
+import time
+
+from llmproxy.store.dispatch import LEASE
+from tests.limits.fleet import ANSWER, ask, fleet, question
+from tests.server.family import lives, until
+from tests.support.client import Answer
+from tests.support.redis_server import RedisServer
+from tests.support.upstream import Exchange
+
+SLOTS = 6
+KEY = "secret-of-the-holder"
+
+
+async def test_permits_of_a_killed_worker_come_back(fresh_redis: RedisServer) -> None:
+    """Within its lease. What other workers hold stays held, and they go on answering."""
+    stuck = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        request = await exchange.request()
+        if b"wait" in request.body:
+            await stuck.wait()
+        exchange.json(ANSWER)
+
+    keys = [f"holder:{KEY};limits={SLOTS} concurrent", "other:secret-of-another"]
+    async with (
+        fleet(script, keys=keys, store=fresh_redis.url, workers=2) as running,
+        running.crew(SLOTS) as crew,
+    ):
+        doomed, staying = crew
+        pid = sorted(running.workers.values())[0]
+        for client in (*doomed[:4], *staying[:2]):
+            client.send(question(KEY, user="wait"))
+        await until(lambda: len(running.engine.requests) == SLOTS, "all permits are held")
+        assert (await ask(staying[2], KEY)).status == 429
+
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        await until(lambda: not lives(pid), "the worker is gone")
+        assert (await ask(staying[3], "secret-of-another")).status == 200
+        freed: list[tuple[float, asyncio.Task[Answer]]] = []
+        while len(freed) < SLOTS - 2:  # one after the other, each held once it is had
+            client = staying[2 + len(freed)]
+            answer = asyncio.create_task(ask(client, KEY, user="wait"))
+            reached = len(running.engine.requests)
+            await until(
+                lambda: answer.done() or len(running.engine.requests) > reached,  # noqa: B023
+                "the request was answered or passed on",
+            )
+            if answer.done():
+                assert answer.result().status == 429
+                await asyncio.sleep(0.05)
+            else:
+                freed.append((time.monotonic() - killed, answer))
+
+        assert freed[0][0] > LEASE / 2  # it came back by the lease, and not at once by chance
+        assert freed[-1][0] < LEASE + 1.5
+        async with running.crew() as again:
+            assert {(await ask(each[0], KEY)).status for each in again} == {429}
+        stuck.set()
+        assert [(await each).status for _, each in freed] == [200] * (SLOTS - 2)
+        assert [(await client.answer()).status for client in staying[:2]] == [200, 200]
