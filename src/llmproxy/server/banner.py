@@ -30,7 +30,7 @@ def banner(settings: Settings, address: str) -> str:
         f"  off       {', '.join(_off(settings)) or 'nothing'}",
     ]
     if any(upstream.name == DEMO for upstream in settings.upstreams):
-        lines += ["", "Try it:", "", f"  {curl_line(address)}", ""]
+        lines += ["", "Try it:", "", f"  {curl_line(address, asked=settings.auth != 'off')}", ""]
     return "\n".join(lines)
 
 
@@ -49,8 +49,12 @@ def _off(settings: Settings) -> list[str]:
     return off
 
 
-def curl_line(address: str) -> str:
-    """Return a command that streams an answer from the demo, on one line."""
+def curl_line(address: str, *, asked: bool = False) -> str:
+    """Return a command that streams an answer from the demo, on one line.
+
+    Where one is `asked` for a key, it is taken from the variable KEY.
+    """
+    key = ' -H "authorization: Bearer $KEY"' if asked else ""
     way = ""
     url = address
     if address.startswith("unix:"):
@@ -62,5 +66,6 @@ def curl_line(address: str) -> str:
         if parts.hostname in ("0.0.0.0", "::"):
             url = f"{parts.scheme}://localhost:{parts.port}"
     return (
-        f"curl -N {way}{url}/v1/chat/completions -H 'content-type: application/json' -d '{_ASKED}'"
+        f"curl -N {way}{url}/v1/chat/completions{key} -H 'content-type: application/json'"
+        f" -d '{_ASKED}'"
     )
