@@ -37,6 +37,7 @@ from llmproxy.settings.engines import FIELDS
 from llmproxy.settings.issuing import why_not_issued
 from llmproxy.stack import Frame, Part, build
 from llmproxy.stalls import Stalls
+from llmproxy.store.opening import prepare
 from llmproxy.transport.connect import transport_for
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
@@ -69,6 +70,7 @@ class LLMProxy:
         self._place = place
         self._access_log = access_log or HostLog()
         self._mark = mark_of(settings)
+        prepare(settings.store.url)
         self._running: Running | None = None
         to_be_closed(self)
 

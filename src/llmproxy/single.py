@@ -17,6 +17,7 @@ from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.settings import Settings
 from llmproxy.stack import Frame, alone
+from llmproxy.store.opening import prepare
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
 
@@ -32,6 +33,7 @@ class SingleLayer:
         self._framed: ASGIApp = app
         self._supervisor: asyncio.Task[None] | None = None
         to_be_closed(self)
+        prepare(self.settings.store.url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not asyncio.get_running_loop():

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from llmproxy.context import RequestContext, get_context
+from llmproxy.context import SCOPE_KEY, RequestContext, get_context
 from llmproxy.errors import UpstreamBroken
 from llmproxy.middleware.usage import LONGEST_REFUSAL, UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS, NATIVE, UNDERSTOOD
 from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.usage_option import Refusals
 from llmproxy.records import Usage
-from llmproxy.types import ASGIApp, Header, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
 from tests.support.upstream import chat_events
@@ -219,6 +219,95 @@ async def test_an_engine_that_refuses_the_option_is_asked_without_it(status: int
     assert [each.status for each in (seen, again, other)] == [200, 200, 200]
     assert seen.body == again.body == b"".join(WORDS)
     assert first.outgoing is None
+
+
+class Wire(Writer):
+    """A server that takes pieces of a body at once, as ours does."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.pieces: list[bytes] = []
+        self.waits = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.pieces.append(message["body"])
+
+    def write(self, body: bytes) -> bool:
+        self.pieces.append(body)
+        return True
+
+    async def room(self) -> None:
+        self.waits += 1
+
+
+class Flowing(Engine):
+    """The same engine behind a relay that writes what it can at once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ctx = get_context(scope)
+        self.asked.append(b"with" if ctx.outgoing is not None else b"without")
+        if self.without is not None and ctx.outgoing is None:
+            await self.without(scope, receive, send)
+            return
+        writer = writer_of(send)
+        assert writer is not None
+        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
+        await send(start)
+        await send({"type": "http.response.body", "body": self.chunks[0], "more_body": True})
+        for chunk in self.chunks[1:]:
+            if not writer.write(chunk):
+                await writer.room()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def written(app: ASGIApp) -> Wire:
+    """Drive the layer under a server that takes pieces at once."""
+    path = b"/v1/chat/completions"
+    ctx = make_context(
+        endpoint=UNDERSTOOD[path], path=path, body=BODY, inference=read_inference(BODY)
+    )
+    wire = Wire()
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    await app({"type": "http", "method": "POST", SCOPE_KEY: ctx}, receive, wire.send)
+    return wire
+
+
+async def test_pieces_that_are_written_at_once_are_looked_at_too() -> None:
+    """The count does not reach the client, wherever it is cut."""
+    for cut in range(1, len(COUNT)):
+        chunks = [*WORDS[:-1], COUNT[:cut], COUNT[cut:], WORDS[-1]]
+
+        wire = await written(UsageMiddleware(Flowing(chunks)))
+
+        assert b"".join(wire.pieces) == b"".join(WORDS)
+
+
+async def test_a_refusal_that_is_written_at_once_is_held_back() -> None:
+    """The client gets what the engine says without the option."""
+    engine = Flowing(REFUSED.chunks, status=400, headers=JSON, without=Engine(WORDS))
+
+    wire = await written(UsageMiddleware(engine))
+
+    assert engine.asked == [b"with", b"without"]
+    assert wire.status == 200
+    assert b"".join(wire.pieces) == b"".join(WORDS)
+
+
+async def test_a_long_refusal_is_not_gathered_without_end() -> None:
+    """What is too long to be one goes out as it came."""
+    chunks = [b"x" * 40_000] * 4
+
+    wire = await written(UsageMiddleware(Flowing(chunks, status=400, headers=JSON)))
+
+    assert wire.status == 400
+    assert b"".join(wire.pieces) == b"".join(chunks)
+    assert wire.waits == 1
 
 
 async def test_a_refusal_is_forgotten_after_a_while() -> None:

@@ -23,7 +23,7 @@ from llmproxy.protocol.usage_chunk import UsageChunk
 from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
 from llmproxy.protocol.usage_tap import METERED, UsageTap
 from llmproxy.records import Ending
-from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, Writer, writer_of
 
 LONGEST_REFUSAL = 64 * 1024  # bytes; FastAPI repeats the whole request in one
 
@@ -54,7 +54,8 @@ class UsageMiddleware:
             return
 
         ctx.outgoing = outgoing
-        answer = _Answer(send, tap)
+        writer = writer_of(send)
+        answer = _Answer(send, tap) if writer is None else _Written(send, tap, writer)
         await self.app(scope, receive, answer.send)
         if not answer.refused:
             await answer.release()
@@ -145,6 +146,32 @@ class _Answer:
             self.refused = True
         elif whole or self._size > LONGEST_REFUSAL:
             await self.release()
+
+
+class _Written(_Answer, Writer):
+    """The same under our own server, which takes a piece of a body at once."""
+
+    __slots__ = ("_writer",)
+
+    def __init__(self, send: Send, tap: UsageTap, writer: Writer) -> None:
+        super().__init__(send, tap)
+        self._writer = writer
+
+    def write(self, body: bytes) -> bool:
+        """Send a piece that is not the last; its head has been sent, or is held back."""
+        if self._chunk is not None:
+            body = self._chunk.passed(body)
+            return self._writer.write(body) if body else True
+        if self._passing:
+            return self._writer.write(body)
+        self._held.append({"type": "http.response.body", "body": body, "more_body": True})
+        self._size += len(body)
+        return self._size <= LONGEST_REFUSAL
+
+    async def room(self) -> None:
+        if not self._passing and self._size > LONGEST_REFUSAL:
+            await self.release()
+        await self._writer.room()
 
 
 async def _nothing() -> None:
