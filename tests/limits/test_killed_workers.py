@@ -57,7 +57,9 @@ async def test_permits_of_a_killed_worker_come_back(fresh_redis: RedisServer) ->
             else:
                 freed.append((time.monotonic() - killed, answer))
 
-        assert freed[0][0] > LEASE / 2  # it came back by the lease, and not at once by chance
+        # It came back by the lease, and not at once by chance; how old the lease was when the
+        # worker was killed depends on how busy the machine is.
+        assert freed[0][0] > LEASE / 4
         assert freed[-1][0] < LEASE + 1.5
         async with running.crew() as again:
             assert {(await ask(each[0], KEY)).status for each in again} == {429}

@@ -13,7 +13,7 @@ from llmproxy.store.urls import place
 from tests.support.redis_server import RedisServer
 
 # Seconds that a machine may be too busy to run a server that is not away at all.
-BUSY = 0.5
+BUSY = 3.0
 
 
 @pytest.fixture

