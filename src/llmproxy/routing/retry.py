@@ -1,0 +1,195 @@
+"""What comes after an attempt that did not succeed. Pure: no I/O, no clock of its own.
+
+Rule 1: nothing is asked twice that could be done twice: what an engine may have begun to work
+        on is asked again only where doing it again changes nothing.
+Rule 2: a server that was silent is not asked twice, and no server more than twice.
+Rule 3: what is wrong with the request is wrong everywhere: a 4xx is passed on, once.
+Rule 4: retries are a share of the traffic, so that they cannot keep a fleet down.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from llmproxy.errors import (
+    ProxyError,
+    UpstreamAuth,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from llmproxy.protocol.engine_errors import Complaint
+
+MOST_ON_ONE = 2  # attempts on one server
+MOST_BREAKS = 2  # connections that broke under one request: it may be what broke them
+FIRST_PAUSE = 0.05  # seconds
+LONGEST_PAUSE = 2.0
+LONGEST_WAIT = 10.0  # seconds of Retry-After that are worth waiting out
+
+BUDGET_SHARE = 0.2
+BUDGET_WINDOW = 10.0  # seconds
+BUDGET_LEAST = 10  # retries per window that are always allowed
+
+# Doing it again changes nothing but the bill, and before the first byte there is none.
+REPLAY_SAFE = frozenset(
+    {"chat", "completions", "embeddings", "messages", "count_tokens", "rerank", "score"}
+    | {"tokenize", "models"}
+)
+
+
+class Step(Enum):
+    """What to do next."""
+
+    OTHER = auto()  # ask another server of the same model
+    SAME = auto()  # ask the same one again, after a pause
+    FALLBACK = auto()  # ask for the next model of the chain
+    CONTEXT = auto()  # ask for the model that takes longer prompts
+    STOP = auto()  # the caller gets what there is
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """One step, and how long to wait before it."""
+
+    step: Step
+    pause: float = 0.0
+
+
+@dataclass(slots=True)
+class History:
+    """The attempts of one request so far."""
+
+    most: int  # attempts in all
+    replay_safe: bool
+    asked: dict[str, int] = field(default_factory=dict)
+    made: int = 0
+    breaks: int = 0
+    silent: set[str] = field(default_factory=set)
+    shut: set[str] = field(default_factory=set)  # servers that cannot be asked again
+    timeouts: int = 0
+
+    def asking(self, server: str) -> None:
+        """Note that a server is being asked."""
+        self.made += 1
+        self.asked[server] = self.asked.get(server, 0) + 1
+
+    @property
+    def left(self) -> int:
+        """How many attempts there may still be."""
+        return self.most - self.made
+
+    def may_ask(self, server: str) -> bool:
+        """Tell whether a server may be asked (again) for this request."""
+        return (
+            server not in self.silent
+            and server not in self.shut
+            and self.asked.get(server, 0) < MOST_ON_ONE
+        )
+
+
+def after_failure(history: History, server: str, failure: ProxyError) -> Step | None:
+    """Return the wish after an attempt without an answer; None = the caller gets the failure."""
+    if not isinstance(failure, UpstreamError) or history.left <= 0:
+        return None
+    if isinstance(failure, UpstreamUnreachable):
+        history.shut.add(server)
+        return Step.OTHER  # it has not seen the request
+    if isinstance(failure, UpstreamAuth):
+        history.shut.add(server)
+        return Step.OTHER
+    if not history.replay_safe:
+        return None
+    if isinstance(failure, UpstreamTimeout):
+        history.silent.add(server)
+        history.timeouts += 1
+        return Step.OTHER if history.timeouts < 2 else None
+    if isinstance(failure, UpstreamBroken):
+        history.shut.add(server)
+        history.breaks += 1
+        return Step.OTHER if history.breaks < MOST_BREAKS else None
+    return None
+
+
+def after_answer(history: History, complaint: Complaint) -> Step | None:
+    """Return the wish after an error answer; None = it is passed on."""
+    if complaint in (Complaint.FINAL, Complaint.OPTION) or not history.replay_safe:
+        return None
+    if complaint is Complaint.TOO_LONG:
+        return Step.CONTEXT
+    return Step.OTHER if history.left > 0 else None
+
+
+def pause_before(
+    same: int, *, retry_after: float | None, draw: Callable[[], float] = random.random
+) -> float | None:
+    """Return how long to wait before the same server is asked again; None = too long.
+
+    `same` counts how often it was asked. Full jitter: callers that failed together do not
+    come back together.
+    """
+    if retry_after is not None:
+        if retry_after > LONGEST_WAIT:
+            return None
+        return retry_after + draw() * FIRST_PAUSE
+    most = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**same)
+    return draw() * most
+
+
+def seconds_of(retry_after: bytes | None) -> float | None:
+    """Read a Retry-After in seconds; a date is not worth a calendar here."""
+    if retry_after is None:
+        return None
+    try:
+        value = float(retry_after)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 86_400 else None
+
+
+class RetryBudget:
+    """Retries that all requests of this process share."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._requests: deque[tuple[float, int]] = deque()  # second, how many
+        self._retries: deque[tuple[float, int]] = deque()
+        self._asked = 0
+        self._retried = 0
+
+    def request(self) -> None:
+        """Count a request."""
+        now = self._now()
+        self._asked += 1 - _forget(self._requests, now)
+        _count(self._requests, now)
+
+    def retry(self) -> bool:
+        """Take one retry; False when there is none left for now."""
+        now = self._now()
+        self._asked -= _forget(self._requests, now)
+        self._retried -= _forget(self._retries, now)
+        if self._retried >= max(BUDGET_LEAST, self._asked * BUDGET_SHARE):
+            return False
+        self._retried += 1
+        _count(self._retries, now)
+        return True
+
+
+_GRAIN = 0.1  # seconds that are counted as one
+
+
+def _count(counts: "deque[tuple[float, int]]", now: float) -> None:
+    if counts and now - counts[-1][0] < _GRAIN:
+        first, many = counts[-1]
+        counts[-1] = (first, many + 1)
+    else:
+        counts.append((now, 1))
+
+
+def _forget(counts: "deque[tuple[float, int]]", now: float) -> int:
+    gone = 0
+    while counts and now - counts[0][0] >= BUDGET_WINDOW:
+        gone += counts.popleft()[1]
+    return gone
