@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from llmproxy.auth.samples import is_sample
 from llmproxy.settings.faults import MASK, Refused, refuse
 
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
@@ -20,22 +21,6 @@ _UNITS = {
 }
 YEAR = 365 * 86_400
 _LARGEST = 1024**4
-
-# What stands in examples and tutorials, and what is typed when a form insists on something.
-_SAMPLES = frozenset(
-    {"abc", "admin", "adminkey", "apikey", "changeit", "changeme", "changethis", "default"}
-    | {"dummy", "empty", "example", "foo", "foobar", "hunter2", "key", "letmein", "llmproxy"}
-    | {"none", "null", "pass", "passw0rd", "password", "placeholder", "qwerty", "replaceme"}
-    | {"root", "sample", "secret", "secretkey", "string", "supersecret", "test", "testkey"}
-    | {"todo", "token", "true", "false", "undefined"}
-)
-_SAMPLE_PATTERN = re.compile(
-    r"<.*>|\$?\{.*\}"
-    r"|(sk|key)?0*1234?5?6?7?8?9?0?"
-    r"|(sk|key)?abc(def)?(123)?"
-    r"|(sk|key)?(?P<one>.)(?P=one)*"
-    r"|(sk)?(my|your|insert|put|some)(own)?(admin|api|secret|new)*(key|token|secret|password)(here)?"
-)
 
 
 def seconds(given: object, *, least: float = 0.0) -> float:
@@ -107,8 +92,7 @@ def admin_key(given: object) -> str:
         raise Refused(("''" if given in ("", None) else MASK, "must not be empty; " + _MAKE_ONE))
     if not is_sendable(given):
         raise Refused((MASK, "must be printable ASCII without spaces; " + _MAKE_ONE))
-    plain = re.sub(r"[-_.]", "", given.lower())
-    if plain in _SAMPLES or _SAMPLE_PATTERN.fullmatch(plain):
+    if is_sample(given):
         raise Refused((MASK, "is a sample value that everybody knows; " + _MAKE_ONE))
     return given
 
