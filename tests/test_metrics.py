@@ -26,6 +26,8 @@ FAMILIES = {
     "llmproxy_upstream_attempts": "counter",
     "llmproxy_upstream_inflight": "gauge",
     "llmproxy_upstream_up": "gauge",
+    "llmproxy_breaker_state": "gauge",
+    "llmproxy_rescues": "counter",
     "llmproxy_event_loop_lag_seconds": "histogram",
 }
 
@@ -59,6 +61,8 @@ def busy() -> Metrics:
     metrics.asking("gpu1", 1)
     metrics.attempt("gpu1", "ok")
     metrics.probed("gpu1", True)
+    metrics.breaker("gpu1", "open")
+    metrics.rescue("continued")
     metrics.lag(0.001)
     metrics.limit_rejected("60 req/min per key")
     metrics.soft_budget_reached("soft:5 usd/day per key")
@@ -242,6 +246,42 @@ def test_gauges_go_up_and_down() -> None:
     assert sample(told, "llmproxy_upstream_inflight", upstream="gpu1") == 1
     assert sample(told, "llmproxy_upstream_up", upstream="gpu1") == 0
     assert sample(told, "llmproxy_upstream_up", upstream="gpu2") == 1
+
+
+def test_the_state_of_a_breaker_is_told() -> None:
+    """In numbers, of which the highest is the worst."""
+    metrics = Metrics()
+    for state, number in (("closed", 0), ("open", 2), ("half-open", 1)):
+        metrics.breaker("gpu1", state)
+        told = metrics.render()
+        assert sample(told, "llmproxy_breaker_state", upstream="gpu1") == number
+
+
+def test_of_several_workers_the_worst_breaker_is_told() -> None:
+    """And the best probe: who got an answer got one."""
+    metrics, other = busy(), Metrics()
+    other.probed("gpu1", False)
+    other.breaker("gpu1", "closed")
+    metrics.others = lambda: [other.state()]
+
+    told = metrics.render()
+
+    assert sample(told, "llmproxy_breaker_state", upstream="gpu1") == 2
+    assert sample(told, "llmproxy_upstream_up", upstream="gpu1") == 1
+
+
+def test_an_upstream_that_has_gone_is_forgotten() -> None:
+    """In every family; nothing else is."""
+    metrics = busy()
+    count(metrics, upstream="gpu2")
+    before = metrics.render()
+    metrics.forget("gpu1")
+    told = metrics.render()
+
+    assert b'upstream="gpu1"' in before
+    assert b'upstream="gpu1"' not in told
+    assert b'upstream="gpu2"' in told
+    assert {each for each in before.splitlines() if b"upstream" not in each} <= {*told.splitlines()}
 
 
 def test_two_apps_do_not_mix() -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 
+from llmproxy.protocol.comments import KEEP_ALIVE
 from llmproxy.records import Clocks, Ending
-from llmproxy.relay import COMMENT, FOR_EVER, Relay
+from llmproxy.relay import FOR_EVER, Relay
 from llmproxy.stalls import Stalls
 from llmproxy.transport.interface import Silence, Taker
 from llmproxy.types import Header, Message, Writer
@@ -35,7 +36,7 @@ async def test_a_comment_that_nobody_takes_is_a_send_like_any_other() -> None:
     delivery = stalls.begin(watched=False)
 
     async def send(message: Message) -> None:
-        if message.get("body") == COMMENT:
+        if message.get("body") == KEEP_ALIVE:
             await asyncio.Event().wait()
 
     relay = Relay(make_context(), SilentCall(), send, delivery, Clocks(comment=0.02))

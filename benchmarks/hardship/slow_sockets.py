@@ -108,6 +108,9 @@ async def findings(minutes: float) -> list[Finding]:
     doubt = ""
     if (harm := paired(alone, elsewhere)) > UNCHANGED:
         doubt = f"beside those that torment another server it is {harm:.1f} x as well"
+    unsteady = ""
+    if max(alone) > UNCHANGED * min(alone):
+        unsteady = f"alone it was between {min(alone):.1f} and {max(alone):.1f} ms"
     return [
         Finding(
             what=f"sockets open {NOTICED:g} s after the deadline of {DEADLINE:g} s",
@@ -122,12 +125,14 @@ async def findings(minutes: float) -> list[Finding]:
             measured=paired(alone, beside),
             unit="x",
             limit=UNCHANGED,
-            doubt=doubt,
+            doubt=doubt or unsteady,
         ),
         Finding(
             what="p99 beside them, to beside those that torment another server",
             measured=paired(elsewhere, beside),
             unit="x",
+            limit=UNCHANGED,
+            doubt=unsteady,
         ),
         Finding(what="p99 alone, median", measured=quantile(alone, 0.5), unit="ms"),
         Finding(what="p99 with those elsewhere", measured=quantile(elsewhere, 0.5), unit="ms"),

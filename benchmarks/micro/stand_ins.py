@@ -73,7 +73,7 @@ class EngineWire(Wire):
             self._loop.call_soon(self._give, self.chunk)
         elif data is not self.end and self.end:
             self._loop.call_soon(self._give, self.end)
-        self.connection.data_received(data)
+        self.connection.feed(data)
 
 
 class Owner:

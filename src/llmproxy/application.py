@@ -16,6 +16,7 @@ from llmproxy.admin.audit import AuditLog
 from llmproxy.admin.health import Pages
 from llmproxy.admin.key_register import KeyRegister
 from llmproxy.admin.keys import AdminKey
+from llmproxy.admin.server_register import ServerRegister
 from llmproxy.assembly import Engines, assemble
 from llmproxy.context import get_context
 from llmproxy.errors import ProxyError, StoreUnavailable
@@ -29,16 +30,14 @@ from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.rate_limit import cgroup
 from llmproxy.rate_limit.pressure import Pressure
 from llmproxy.records import Principal
-from llmproxy.routing.health import Health
+from llmproxy.routing.drains import Drains
 from llmproxy.routing.rotation import Rotation
-from llmproxy.routing.server import Server
 from llmproxy.settings import Settings
 from llmproxy.settings.engines import FIELDS
 from llmproxy.settings.issuing import why_not_issued
 from llmproxy.stack import Frame, Part, build
 from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
-from llmproxy.transport.connect import transport_for
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
 LAG_PERIOD = 0.1  # seconds between two looks at how late the event loop is
@@ -90,16 +89,19 @@ class LLMProxy:
         """Make what belongs to the running event loop."""
         settings = self.settings
         stalls = Stalls(settings.clocks.write)
-        servers = tuple(
-            Server(upstream, transport_for(upstream)) for upstream in settings.upstreams
-        )
-        health = Health(servers, self.metrics)
         trusted_proxies = TrustedProxies(settings.trusted_proxies)
         engines = assemble(settings, self.metrics, trusted_proxies, self._place)
+        registry, paths = engines.registry, Paths(settings.upstreams)
+        registry.on_change.append(
+            lambda: paths.learn(server.upstream for server in registry.servers)
+        )
+        drains = Drains(engines.store, registry)
+        if settings.store.shared:
+            engines.watches.append(drains.follow)
         admin_key = AdminKey(settings.admin_key.get_secret_value() if settings.admin_key else None)
         caller = caller_of(engines)
         pages = Pages(
-            health=health,
+            health=engines.health,
             metrics=self.metrics,
             admin_key=admin_key,
             caller=caller,
@@ -110,8 +112,8 @@ class LLMProxy:
             metrics=self.metrics,
             access_log=self._access_log,
             trusted_proxies=trusted_proxies,
-            paths=Paths(settings.upstreams),
-            pages={**pages.by_path(), **self._admin(engines, admin_key, caller).pages()},
+            paths=paths,
+            pages={**pages.by_path(), **self._admin(engines, admin_key, caller, drains).pages()},
             admin_key=admin_key,
             keys_decide=engines.authenticator is not None,
             mark=self._mark,
@@ -120,22 +122,17 @@ class LLMProxy:
             max_upload=settings.max_upload,
             body_timeout=settings.clocks.body,
         )
-        forward = Forward(
-            rotation=Rotation(servers),
-            clocks=settings.clocks,
-            stalls=stalls,
-            metrics=self.metrics,
-            trusted_proxies=trusted_proxies,
-            mark=self._mark,
-        )
+        forward = forward_of(settings, engines, self.metrics, trusted_proxies, stalls)
         shedding = Part(gate=lambda app: SheddingMiddleware(app, pressure=self.pressure))
         app = build(frame, (shedding, *engines.parts), forward)
         loop = asyncio.get_running_loop()
-        self._running = running = Running(loop, app, servers, health, stalls, engines)
+        self._running = running = Running(loop, app, stalls, engines)
         running.supervisor = loop.create_task(self._supervise(running), name="llmproxy")
         return running
 
-    def _admin(self, engines: Engines, admin_key: AdminKey, caller: Caller) -> AdminApi:
+    def _admin(
+        self, engines: Engines, admin_key: AdminKey, caller: Caller, drains: Drains
+    ) -> AdminApi:
         audit = AuditLog(engines.store)
         register = KeyRegister(
             engines.issued,
@@ -145,9 +142,11 @@ class LLMProxy:
             objections=partial(why_not_issued, self.settings),
             lasting=self.settings.store.shared,
         )
+        everywhere = self.settings.workers == 1 or self.settings.store.shared
         return AdminApi(
             admin_key=admin_key,
             register=register,
+            servers=ServerRegister(engines.registry, drains, audit, everywhere=everywhere),
             audit=audit,
             limiter=engines.limiter,
             caller=caller,
@@ -178,10 +177,7 @@ class LLMProxy:
         finally:
             memory.cancel()
             running.stalls.close()
-            running.health.close()
             await running.engines.aclose()
-            for server in running.servers:
-                await server.transport.aclose()
             # Closed sockets are let go in the next turn of the loop; a loop that ends before
             # would warn of them.
             await asyncio.sleep(0)
@@ -190,6 +186,8 @@ class LLMProxy:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                if self._running is not None:
+                    await self._running.engines.first_look()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.aclose()
@@ -204,8 +202,6 @@ class Running:
 
     loop: asyncio.AbstractEventLoop
     app: ASGIApp
-    servers: tuple[Server, ...]
-    health: Health
     stalls: Stalls
     engines: Engines
     supervisor: asyncio.Task[None] | None = None
@@ -232,6 +228,24 @@ async def lifespan(host: Any) -> AsyncIterator[None]:
     finally:
         for app in list(_open):
             await app.aclose()
+
+
+def forward_of(
+    settings: Settings,
+    engines: Engines,
+    metrics: Metrics,
+    trusted_proxies: TrustedProxies,
+    stalls: Stalls,
+) -> Forward:
+    """Return the end of a chain that asks the servers of its engines."""
+    return Forward(
+        rotation=Rotation(engines.registry),
+        clocks=settings.clocks,
+        stalls=stalls,
+        metrics=metrics,
+        trusted_proxies=trusted_proxies,
+        mark=mark_of(settings),
+    )
 
 
 def caller_of(engines: Engines) -> Caller:

@@ -14,6 +14,7 @@ from llmproxy.types import Header, Scope
 if TYPE_CHECKING:
     from llmproxy.protocol.stream_tail import StreamTail
     from llmproxy.protocol.usage_tap import UsageTap
+    from llmproxy.routing.course import Attempt
 
 SCOPE_KEY = "llmproxy.context"
 
@@ -79,17 +80,36 @@ class RequestContext:
     outgoing: bytes | None = None
     """The body as the model server gets it, where it is not the caller's own."""
 
+    attempt: "Attempt | None" = None
+    """Which server is asked now, and with what; None where nobody chooses one."""
+
+    rescues: int = 0
+    """How often another server has gone on with a stream."""
+
     limit_headers: tuple[Header, ...] = ()
     """What an answer tells of the caller's limits."""
 
     tap: "UsageTap | None" = None
     """Tells at any time what the request has used; None where nobody wants to know."""
 
+    queued: float = 0.0
+    """Seconds spent waiting for a place."""
+
+    paused: float = 0.0
+    """Seconds spent waiting for a server to take it, or between two attempts."""
+
     waited: float = 0.0
     """Seconds spent waiting for upstreams: what is left of the whole is our own overhead."""
 
     failure: ProxyError | None = None
     """Why the request was not completed."""
+
+    @property
+    def going_out(self) -> bytes | Upload | None:
+        """The body as the server that is asked now gets it."""
+        if self.attempt is not None and self.attempt.body is not None:
+            return self.attempt.body
+        return self.outgoing if self.outgoing is not None else self.body
 
 
 WRITERS = {
@@ -108,8 +128,12 @@ WRITERS = {
     "chunks": "relay",
     "tail": "relay",
     "outgoing": "usage",
+    "attempt": "journey",
+    "rescues": "journey",
     "limit_headers": "rate_limit",
     "tap": "usage",
+    "queued": "admission",
+    "paused": "routing",
     "waited": "forward",
     "failure": "errors",
 }

@@ -10,6 +10,7 @@
       - RouteNotAllowed          403
       - AddressNotAllowed        403
     - NotFound                   404
+    - ModelNotFound              404, no model server has it
     - MethodNotAllowed           405
     - RequestTimeout             408
     - Conflict                   409
@@ -141,6 +142,13 @@ class NotFound(RequestError):
 
     status = 404
     code = "not_found"
+
+
+class ModelNotFound(RequestError):
+    """No model server has this model."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class MethodNotAllowed(RequestError):

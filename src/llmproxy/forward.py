@@ -1,6 +1,8 @@
 """The end of the chain: one attempt against one server.
 
-Reads:  body, endpoint, engine_id, fields, inference, outgoing, path, started_at
+Which one, a layer further out has decided; where there is none, they take turns.
+
+Reads:  attempt, endpoint, engine_id, fields, going_out, inference, path, started_at
 Writes: attempts, upstream, waited
 Raises: ClientGone, InvalidRequest, NoUpstream, UpstreamAuth
 """
@@ -15,18 +17,20 @@ from llmproxy.errors import (
     UpstreamAuth,
     present,
 )
+from llmproxy.headers import find
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
-from llmproxy.protocol.request_options import timeout_of
+from llmproxy.protocol.request_options import deadline_of
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Clocks, Ending, Upload, Upstream
+from llmproxy.records import Clocks, Ending, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
+from llmproxy.routing.load_watch import ASK_FOR_LOAD, LOAD, heard
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
 from llmproxy.transport import Outgoing
 from llmproxy.transport.interface import Repeated
-from llmproxy.types import Receive, Scope, Send, watched
+from llmproxy.types import Header, Receive, Scope, Send, watched
 
 MOST_NOTES = 16  # about one head; more upstreams than that are asked anew each time
 
@@ -55,11 +59,17 @@ class Forward:
         ctx = get_context(scope)
         endpoint = present(ctx.endpoint, "endpoint")
         asked = present(ctx.inference, "inference")
-        deadline = ctx.started_at + self._total(ctx)
-        server = self.rotation.choose(endpoint, present(ctx.path, "path"), asked)
+        deadline = deadline_of(ctx.started_at, ctx.fields, self.clocks.total)
+        limit = self.clocks.first_byte if asked.stream else self.clocks.answer
+        attempt = ctx.attempt
+        if attempt is None:
+            server = self.rotation.choose(endpoint, present(ctx.path, "path"), asked)
+        else:
+            server = attempt.server
+            if attempt.first_byte:
+                limit = min(limit or FOR_EVER, attempt.first_byte)
         ctx.upstream = server.upstream.name
         ctx.attempts += 1
-        limit = self.clocks.first_byte if asked.stream else self.clocks.answer
         asked_at = clock.now()
         result = "failed"
         self.metrics.asking(server.upstream.name, +1)
@@ -95,6 +105,9 @@ class Forward:
         )
         delivery = self.stalls.begin(watched=watched(scope) is not None)
         try:
+            attempt = ctx.attempt
+            if attempt is not None and attempt.asks_load:
+                heard(server, find(call.headers, LOAD) or b"", clock.now())
             if call.status in (401, 403):
                 raise UpstreamAuth(
                     f"{server.upstream.name} refused the proxy's own credential: its operator"
@@ -115,12 +128,15 @@ class Forward:
 
     def _outgoing(self, scope: Scope, ctx: RequestContext, upstream: Upstream) -> Outgoing:
         native = present(ctx.endpoint, "endpoint").native
-        body: bytes | Upload | None = ctx.outgoing if ctx.outgoing is not None else ctx.body
+        body = ctx.going_out
         path = present(ctx.path, "path")
+        headers: list[Header] = [(b"x-request-id", ctx.engine_id.encode())]
+        if ctx.attempt is not None and ctx.attempt.asks_load:
+            headers.append(ASK_FOR_LOAD)
         return Outgoing(
             method=scope["method"].encode("ascii"),
             target=target_of(path, scope["query_string"], upstream, native=native),
-            headers=[(b"x-request-id", ctx.engine_id.encode())],
+            headers=headers,
             body=b"" if body is None else body,
             repeated=self._repeated(scope, upstream),
         )
@@ -148,9 +164,3 @@ class Forward:
         if notes is not None and len(notes) < MOST_NOTES:
             notes[about] = repeated
         return repeated
-
-    def _total(self, ctx: RequestContext) -> float:
-        """Return the seconds that the request may take: ours, or fewer that the caller set."""
-        total = self.clocks.total or FOR_EVER
-        wanted = timeout_of(ctx.fields)
-        return total if wanted is None else min(total, wanted)

@@ -44,6 +44,7 @@ class InferenceRequest(NamedTuple):
     max_tokens: int | None = None  # the most that one choice may have; None = not said
     choices: int = 1  # `n` or `best_of`, whichever is more
     prompt_bytes: int = 0  # of the body: an upper bound that costs nothing to know
+    unstored: bool = False  # `store: false` was said: the server keeps nothing of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +61,38 @@ class Upstream:
     preset: str = "http"
     health: str = "/health"  # below root; empty = the list of models has to do
     lists_models: bool = True  # its own documentation has a list of models under `api`
+    any_model: bool = True  # it may answer to names that it does not list
+    metrics: str = ""  # below root, where it says how busy it is; empty = nowhere
     native: frozenset[str] = frozenset()  # engine paths that are passed through
     management: tuple[str, ...] = ()  # prefixes of engine paths that need the admin key
     credentials: tuple[Header, ...] = field(default=(), repr=False)
     models: tuple[str, ...] = ()
     weight: int = 1
     max_inflight: int = 0  # 0 = no limit
+    priority: bool = False  # it schedules by classes, and is told the caller's
     tags: frozenset[str] = frozenset()
     ca: str | None = None
     cert: str | None = None
     proxy: str | None = field(default=None, repr=False)  # may carry a password
+    # What says where to look for servers, and what each of them is like: dns, srv, consul or
+    # file. Empty: this is a server.
+    found_by: str = ""
+    server_name: str = ""  # what it is called and its certificate is for; empty = as its host
 
     @property
     def authority(self) -> str:
         """The value of the Host header."""
+        return self._at_port(self.server_name or self.host)
+
+    @property
+    def address(self) -> str:
+        """Where it is: host and port as they stand in its URL."""
+        return self._at_port(self.host)
+
+    def _at_port(self, host: str) -> str:
         if self.scheme == "unix":
             return "localhost"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{host}]" if ":" in host else host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
 

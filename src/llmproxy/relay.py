@@ -4,7 +4,7 @@ The commit point is the first byte of the body. Until it nothing was sent, and t
 could be replaced by another; after it an answer is completed truthfully or ends in an error.
 A keep-alive comment commits the status and the headers, not the content.
 
-Reads:  first_byte_at, upstream
+Reads:  first_byte_at, status, upstream
 Writes: chunks, first_byte_at, tail
 Raises: UpstreamBroken, UpstreamTimeout
 """
@@ -12,6 +12,7 @@ Raises: UpstreamBroken, UpstreamTimeout
 from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.errors import UpstreamBroken, UpstreamTimeout
+from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.response_head import Kind, kind_of, response_headers
 from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.records import Clocks, Ending
@@ -20,7 +21,6 @@ from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Send, Writer, writer_of
 
-COMMENT = b": keep-alive\n\n"
 FOR_EVER = float("inf")
 
 
@@ -39,13 +39,16 @@ class Relay:
         self.kind = kind_of(call.headers)
         self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
         self.tail: StreamTail | None = None
-        self.begun = False
+        self.begun = False  # the head went out
+        self.answered = False  # a first byte came
         self.chunks = 0
 
     async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
         """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
         ctx, call, send, delivery = self.ctx, self.call, self.send, self.delivery
-        tail = self.tail = ctx.tail = tail_for(call.status, self.kind, ending)
+        tail = self.tail = tail_for(call.status, self.kind, ending)
+        if tail is not None or ctx.status is None:
+            ctx.tail = tail  # or an error answer comes behind the head of a stream
         read = call.read
 
         chunk = b""
@@ -55,7 +58,9 @@ class Relay:
             # llama-cpp-python does this to a prompt that is too long. Nothing was sent yet,
             # so it can still be told as what it is.
             raise UpstreamBroken(f"{ctx.upstream} ended the stream before it had begun.")
-        ctx.first_byte_at = clock.now()
+        if ctx.first_byte_at is None and call.status < 400:
+            ctx.first_byte_at = clock.now()
+        self.answered = True
         await self._begin()
 
         patience = min(self.idle, self.comment)
@@ -72,6 +77,7 @@ class Relay:
                 within = patience
                 try:
                     if self.writer is not None:
+                        self.writer = self.writer.direct()
                         await self._flow(self.writer, patience, deadline)
                     if not unhurried:
                         within = min(patience, left_until(deadline))
@@ -85,7 +91,8 @@ class Relay:
                         raise
                     chunk = b""
         finally:
-            ctx.chunks = self.chunks
+            if call.status < 400:
+                ctx.chunks += self.chunks
 
         delivery.count += 1
         delivery.sending = True
@@ -116,6 +123,15 @@ class Relay:
         return self.writer.write(chunk)
 
     async def _first(self, due: float, deadline: float) -> bytes:
+        """Return the first bytes that say something: an engine's own comments do not."""
+        chunk = await self._next(due, deadline)
+        while self.tail is not None and is_only_comment(chunk):
+            self.tail.note(chunk)
+            await self._say(chunk)
+            chunk = b"" if self.call.over else await self._next(due, deadline)
+        return chunk
+
+    async def _next(self, due: float, deadline: float) -> bytes:
         limit = due - clock.now() if due != FOR_EVER else FOR_EVER
         within = min(self.comment, limit, left_until(deadline))
         if within <= 0:
@@ -135,16 +151,20 @@ class Relay:
             if left <= 0:
                 raise self._timeout(silent)
             if self.comment != FOR_EVER and tail is not None and tail.at_boundary():
-                await self._begin()
-                self.delivery.count += 1
-                self.delivery.sending = True
-                await self.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
-                self.delivery.sending = False
+                await self._say(KEEP_ALIVE)
             step = min(self.comment, left)
             try:
                 return await self.call.read(0 if step == FOR_EVER else step)
             except Silence:
                 silent += step
+
+    async def _say(self, comment: bytes) -> None:
+        """Send what is no answer yet; the head goes out with it."""
+        await self._begin()
+        self.delivery.count += 1
+        self.delivery.sending = True
+        await self.send({"type": "http.response.body", "body": comment, "more_body": True})
+        self.delivery.sending = False
 
     def _has_said_all(self, *, broken: bool = False) -> bool:
         """Tell whether the stream was finished by its own last word."""
@@ -154,7 +174,7 @@ class Relay:
         return tail.finished(broken=broken)
 
     def _timeout(self, silent: float) -> UpstreamTimeout:
-        if self.ctx.first_byte_at is None:
+        if not self.answered:
             return UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
         if silent >= self.idle:
             return UpstreamTimeout(f"{self.ctx.upstream} was silent for {self.idle:g} s.")

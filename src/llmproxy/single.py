@@ -11,12 +11,15 @@ import asyncio
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from llmproxy.application import to_be_closed
+from llmproxy.application import forward_of, to_be_closed
 from llmproxy.assembly import Engines, assemble, part_named
 from llmproxy.metrics import Metrics
+from llmproxy.protocol.endpoints import Paths
 from llmproxy.protocol.trust import TrustedProxies
+from llmproxy.records import Upstream
 from llmproxy.settings import Settings
 from llmproxy.stack import Frame, alone
+from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
@@ -48,14 +51,25 @@ class SingleLayer:
         frame = Frame(
             metrics=metrics,
             trusted_proxies=trusted_proxies,
+            paths=Paths(settings.upstreams),
             max_body=settings.max_body,
             max_upload=settings.max_upload,
             body_timeout=settings.clocks.body,
         )
         on = self.name in settings.chain  # or there is nobody to ask and nothing to hold to
-        self._framed = alone(part_named(self.name, engines), self._app, frame) if on else self._app
+        self._framed = self._app
+        if on:
+            part = part_named(self.name, engines, settings, metrics)
+            end = self._end(engines, metrics, trusted_proxies)
+            self._framed = alone(part, self._app, frame, end=end)
         self._loop = asyncio.get_running_loop()
         self._supervisor = self._loop.create_task(_supervise(engines), name=f"llmproxy {self.name}")
+
+    def _end(
+        self, engines: Engines, metrics: Metrics, trusted_proxies: TrustedProxies
+    ) -> ASGIApp | None:
+        """Return who answers in the place of the app; None for the app itself."""
+        return None
 
     async def aclose(self) -> None:
         """Close what belongs to the running event loop. The layer can be used again."""
@@ -77,6 +91,28 @@ class RateLimit(SingleLayer):
     """Holds callers to limits and budgets: `RateLimit(app, limits="60 req/min")`."""
 
     name = "rate_limit"
+
+
+class Routing(SingleLayer):
+    """Sends requests to model servers: `Routing(app, upstreams="http://gpu1:8000")`.
+
+    Without upstreams the app is the one server: its models may have aliases and fallbacks, and
+    what it fails is tried again.
+    """
+
+    name = "routing"
+
+    def _end(
+        self, engines: Engines, metrics: Metrics, trusted_proxies: TrustedProxies
+    ) -> ASGIApp | None:
+        settings = self.settings
+        if settings.upstreams:
+            stalls = Stalls(settings.clocks.write)
+            engines.closing.append(stalls.close)
+            return forward_of(settings, engines, metrics, trusted_proxies, stalls)
+        engines.watches.clear()  # it answers no probe that it does not know
+        engines.registry.replace("app", [Upstream("app", "http", "", 0)])
+        return None
 
 
 async def _supervise(engines: Engines) -> None:

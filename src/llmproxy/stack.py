@@ -111,14 +111,16 @@ def build(frame: Frame, parts: Sequence[Part], end: ASGIApp) -> ASGIApp:
     return app
 
 
-def alone(part: Part, app: ASGIApp, frame: Frame | None = None) -> ASGIApp:
+def alone(
+    part: Part, app: ASGIApp, frame: Frame | None = None, *, end: ASGIApp | None = None
+) -> ASGIApp:
     """Return one part for use in a foreign app, with the frame it needs around it.
 
     Where a layer further out has brought the frame along already, that one is shared. What
-    is not addressed to an engine goes to the app untouched.
+    is not addressed to an engine goes to the app untouched; the rest to `end`, if there is one.
     """
     frame = frame or Frame()
-    inner = shared = _inside(part, app)
+    inner = shared = _inside(part, end or ReplayMiddleware(app))
     if part.gate is not None:
         shared = part.gate(inner)
     framed = build(frame, [Part(gate=part.gate)], inner)
@@ -134,9 +136,8 @@ def alone(part: Part, app: ASGIApp, frame: Frame | None = None) -> ASGIApp:
     return standing_alone
 
 
-def _inside(part: Part, app: ASGIApp) -> ASGIApp:
+def _inside(part: Part, inner: ASGIApp) -> ASGIApp:
     """Return what stands behind the body."""
-    inner: ASGIApp = ReplayMiddleware(app)
     if part.layer is not None:
         inner = part.layer(inner)
     return UsageMiddleware(inner) if part.usage else inner

@@ -24,6 +24,10 @@ class Writer:
         """Send a piece that is not the last; tell whether the client takes more."""
         raise NotImplementedError
 
+    def direct(self) -> "Writer":
+        """Return who may be written to from here on, if this one only hands pieces on."""
+        return self
+
     async def room(self) -> None:
         """Return once the client takes more, or is gone."""
         raise NotImplementedError

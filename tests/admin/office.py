@@ -9,6 +9,7 @@ from llmproxy.admin.api import AdminApi, Caller, nobody
 from llmproxy.admin.audit import AuditLog
 from llmproxy.admin.key_register import KeyRegister
 from llmproxy.admin.keys import AdminKey
+from llmproxy.admin.server_register import ServerRegister
 from llmproxy.auth.issued import IssuedKeys
 from llmproxy.auth.keys import KeyEntry, keys
 from llmproxy.auth.secrets import digest_of, sha256_of
@@ -16,7 +17,10 @@ from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.rate_limit.budgets import budgets
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.limits import limits
-from llmproxy.records import Principal
+from llmproxy.records import Principal, Upstream
+from llmproxy.routing.drains import Drains
+from llmproxy.routing.registry import Registry
+from llmproxy.routing.server import Server
 from llmproxy.settings.engines import FIELDS
 from llmproxy.stack import Frame, build
 from llmproxy.store.interface import Store, Unavailable
@@ -126,6 +130,8 @@ def office(
     caller: Caller = nobody,
     objections: Callable[[Mapping[str, Any]], list[str]] = lambda fields: [],
     trusted: TrustedProxies | None = None,
+    registry: Registry | None = None,
+    everywhere: bool = True,
 ) -> Office:
     """Build all of it over one store."""
     store = store or FailingStore()
@@ -135,15 +141,22 @@ def office(
     register = KeyRegister(
         issued, audit, fields=FIELDS, configured=lambda: entries, objections=objections
     )
+    registry = registry or Registry(_no_server)
+    drains = Drains(store, registry)
     api = AdminApi(
         admin_key=AdminKey(admin_key),
         register=register,
+        servers=ServerRegister(registry, drains, audit, everywhere=everywhere),
         audit=audit,
         limiter=limiter,
         caller=caller,
     )
     frame = Frame(pages=api.pages(), trusted_proxies=trusted or TrustedProxies())
     return Office(build(frame, [], not_ours), api, store, issued, limiter)
+
+
+def _no_server(upstream: Upstream) -> Server:
+    raise AssertionError("a registry of this office has no servers")
 
 
 def known(principal: Principal | None) -> Caller:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from llmproxy.admin.openapi import document
+from llmproxy.records import Upstream
 from llmproxy.settings.engines import FIELDS
 from tests.admin.office import Answered, FailingStore, Office, office
+from tests.support.registries import registry_of
 
 DOCUMENT = document("/")
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -20,6 +22,11 @@ OPERATIONS = [
     if method in item
 ]
 CONFIGURED = "green:sk-green-8f3KpQz71LmX;limits=5 req/min;budget=10 tok"
+BLUE = Upstream("blue", "http", "127.0.0.1", 1)
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("post", "/admin/keys"): {"name": "red"},
+    ("patch", "/admin/upstreams/{name}"): {"draining": True},
+}
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
 
 
@@ -88,9 +95,9 @@ def test_every_route_is_in_the_document() -> None:
 )
 async def test_every_operation_answers(method: str, path: str, operation: dict[str, Any]) -> None:
     """With the status and the form that the document promises."""
-    desk = office(configured=CONFIGURED)
+    desk = office(configured=CONFIGURED, registry=registry_of(BLUE))
     await desk.ask("POST", "/admin/keys", {"name": "blue", "limits": "5 req/min", "expires": 4e9})
-    body = {"name": "red"} if path == "/admin/keys" else {}
+    body = BODIES.get((method, path), {})
 
     answer = await desk.ask(method.upper(), path.replace("{name}", "blue"), body)
 
@@ -115,7 +122,7 @@ async def refused(desk: Office, method: str, path: str, cause: str) -> Answered:
     elif cause == "415":
         headers = [(b"x-api-key", b"admin-Zk3v8Qp1"), (b"content-encoding", b"br")]
         options["headers"] = headers
-    body = {"name": "green"} if path == "/admin/keys" else {}
+    body = {"name": "green"} if path == "/admin/keys" else BODIES.get((method, path), {})
     return await desk.ask(method.upper(), real, body, **options)
 
 
@@ -133,7 +140,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("method", "path", "cause"), REFUSALS)
 async def test_every_refusal_has_the_form_of_errors(method: str, path: str, cause: str) -> None:
     """And comes for the cause that the document names."""
-    desk = office(store=FailingStore(), configured=CONFIGURED)
+    desk = office(store=FailingStore(), configured=CONFIGURED, registry=registry_of(BLUE))
     await desk.ask("POST", "/admin/keys", {"name": "blue"})
 
     answer = await refused(desk, method, path, cause)

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from llmproxy.metrics import Metrics
 from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.records import Upstream
 from llmproxy.routing.health import Health
-from llmproxy.routing.server import Server
-from llmproxy.transport.connect import transport_for
 from llmproxy.types import Header
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
 from tests.support.client import Answer, request_bytes
 from tests.support.ports import free_port
+from tests.support.registries import registry_of
 from tests.support.rig import Rig, proxied
 from tests.support.upstream import Exchange as EngineExchange
 from tests.support.upstream import json_answer, scripted
@@ -148,7 +146,7 @@ async def test_head_tells_the_same_without_a_body(path: str) -> None:
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])
 async def test_a_page_can_only_be_read(path: str, method: bytes) -> None:
     """405 says how."""
-    async with scripted(MODELS) as engine, proxied(engine.upstream) as proxy:
+    async with scripted(MODELS) as engine, proxied(engine.upstream, middleware=()) as proxy:
         answer = await get(proxy, path, method=method)
 
     assert answer.status == 405
@@ -176,7 +174,7 @@ async def test_there_are_no_other_pages(path: str) -> None:
 
 async def test_a_flock_of_checks_is_one_probe() -> None:
     """Readiness is asked by every load balancer at once; the engine is asked for it once."""
-    async with scripted(MODELS) as engine, proxied(engine.upstream) as proxy:
+    async with scripted(MODELS) as engine, proxied(engine.upstream, middleware=()) as proxy:
         answers = await asyncio.gather(*(get(proxy, "/health/ready") for _ in range(20)))
 
     assert {answer.status for answer in answers} == {200}
@@ -193,7 +191,7 @@ async def test_a_checker_who_leaves_takes_nothing_from_the_others() -> None:
         await go_on.wait()
         exchange.json({"data": [{"id": "llama"}]})
 
-    async with scripted(script) as engine, proxied(engine.upstream) as proxy:
+    async with scripted(script) as engine, proxied(engine.upstream, middleware=()) as proxy:
         async with proxy.client() as leaver:
             leaver.send(request_bytes(b"/health/ready", method=b"GET", body=None))
             await arrived.wait()
@@ -217,15 +215,15 @@ async def test_an_asker_who_is_cancelled_takes_nothing_from_the_others() -> None
         exchange.json({"data": [{"id": "llama"}]})
 
     async with scripted(script) as engine:
-        server = Server(engine.upstream, transport_for(engine.upstream))
-        health = Health((server,), Metrics())
+        registry = registry_of(engine.upstream)
+        health = Health(registry, Metrics())
         asking = [asyncio.create_task(health.look()) for _ in range(2)]
         await arrived.wait()
         asking[0].cancel()
         await asyncio.wait(asking[:1])
         go_on.set()
         found = await asking[1]
-        await server.transport.aclose()
+        await registry.aclose()
 
     assert asking[0].cancelled()
     assert found["engine"].ok
@@ -235,10 +233,8 @@ async def test_an_asker_who_is_cancelled_takes_nothing_from_the_others() -> None
 async def pages(*, open_to_all: bool, key: str | None) -> AsyncIterator[dict[str, Any]]:
     """Build the pages alone, as they stand inside the layers."""
     async with scripted(MODELS) as engine:
-        upstream = replace(engine.upstream)
-        server = Server(upstream, transport_for(upstream))
-        metrics = Metrics()
-        health = Health((server,), metrics)
+        registry, metrics = registry_of(engine.upstream), Metrics()
+        health = Health(registry, metrics)
         built = Pages(
             health=health,
             metrics=metrics,
@@ -248,7 +244,7 @@ async def pages(*, open_to_all: bool, key: str | None) -> AsyncIterator[dict[str
         )
         yield {path.decode(): ErrorsMiddleware(page) for path, page in built.by_path().items()}
         health.close()
-        await server.transport.aclose()
+        await registry.aclose()
 
 
 async def see(page: Any, *, server: Any, headers: Any = ()) -> Exchange:

@@ -22,7 +22,7 @@ from llmproxy.application import LLMProxy
 from llmproxy.types import ASGIApp
 from tests.support.client import Answer, raw_client, request_bytes
 from tests.support.hosts import Wrapping, mounted
-from tests.support.rig import sample, served_here
+from tests.support.rig import UNROUTED, sample, served_here
 from tests.support.streams import CHAT, judge
 from tests.support.upstream import Exchange, Script, ScriptedServer, json_answer, scripted
 from tests.support.wire import patience
@@ -33,7 +33,9 @@ WHOLE = request_bytes(b"/llm/v1/chat/completions")
 
 
 def proxy_for(engine: ScriptedServer, **settings: Any) -> LLMProxy:
-    return llmproxy.create_app(llmproxy.Settings(upstreams=(engine.upstream,), **settings))
+    # Not routed: the engines are to be asked nothing but what a test asks.
+    unrouted = {"middleware": UNROUTED, **settings}
+    return llmproxy.create_app(llmproxy.Settings(upstreams=(engine.upstream,), **unrouted))
 
 
 @asynccontextmanager

@@ -46,12 +46,15 @@ async def engine(exchange: Exchange) -> None:
         exchange.json(COMPLETION)
 
 
+ROUTED = {"LLMPROXY_MIDDLEWARE": "auth,rate_limit,routing"}  # as a user has it
+
+
 @asynccontextmanager
 async def proxy(script: Script = engine) -> AsyncIterator[str]:
     """Start a proxy; yields the base URL that a client is given."""
     async with (
         scripted(script) as server,
-        serving({"LLMPROXY_UPSTREAMS": server.url}) as served,
+        serving({"LLMPROXY_UPSTREAMS": server.url, **ROUTED}) as served,
     ):
         yield f"{served.url}/v1"
 
@@ -160,7 +163,7 @@ async def test_a_client_that_stops_listening_frees_the_engine() -> None:
 
     async with (
         scripted(endless) as server,
-        serving({"LLMPROXY_UPSTREAMS": server.url}) as served,
+        serving({"LLMPROXY_UPSTREAMS": server.url, **ROUTED}) as served,
         asynchronous(f"{served.url}/v1") as client,
     ):
         stream = await client.chat.completions.create(model="llama", messages=HELLO, stream=True)

@@ -13,6 +13,7 @@ import llmproxy
 from llmproxy import middleware
 from tests.support.client import Answer, raw_client, request_bytes
 from tests.support.rig import served_here
+from tests.support.upstream import json_answer, scripted
 
 BODY = b'{"model":"m","messages":[]}'
 KEY = b"Kq3-vT9x-4Lw8-ZZ12"
@@ -110,3 +111,42 @@ async def test_layers_share_the_frame_and_know_of_each_other() -> None:
 
     assert ada == [200, 429]
     assert bob == [200, 429]
+
+
+async def test_routing_in_front_of_an_app_tries_it_again() -> None:
+    """The app is the one server: a model has another name, and what fails is asked once more."""
+    asked: list[str] = []
+
+    async def failing_once(request: Request) -> Response:
+        asked.append((await request.json())["model"])
+        if len(asked) == 1:
+            return JSONResponse({"error": {"message": "not now"}}, 500)
+        return JSONResponse({"choices": []})
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", failing_once, methods=["POST"]),
+            Route("/about", other, methods=["GET"]),
+        ],
+        lifespan=llmproxy.lifespan,
+    )
+    app.add_middleware(middleware.Routing, aliases="m=llama")
+    async with asking(app) as ask:
+        answer = await ask()
+        page = await ask("/about")
+
+    assert (answer.status, asked) == (200, ["llama", "llama"])
+    assert page.body == b'{"page":true}'
+
+
+async def test_routing_with_upstreams_takes_what_is_theirs() -> None:
+    """The rest stays with the app."""
+    app = host()
+    async with scripted(json_answer({"from": "the engine"})) as engine:
+        app.add_middleware(middleware.Routing, upstreams=engine.url)
+        async with asking(app) as ask:
+            answer = await ask()
+            page = await ask("/about")
+
+    assert answer.body == b'{"from":"the engine"}'
+    assert page.body == b'{"page":true}'

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from tests.support.process import running
 from tests.support.upstream import Exchange, scripted
@@ -68,3 +69,28 @@ async def test_all_are_asked_at_the_same_time() -> None:
     assert code == 1
     assert [" ".join(line[2:-1]) for line in lines] == ["down no answer within 5 s"] * 4
     assert took < 12
+
+
+async def test_every_server_that_is_found_has_a_line(tmp_path: Path) -> None:
+    """With where it is, which its name does not tell."""
+    listed = tmp_path / "servers"
+    async with scripted(engine) as server:
+        listed.write_text(f"# two\n{server.url};key=c4n4ry\ngone=http://127.0.0.1:1\n")
+        code, (_, up, gone) = await check({"LLMPROXY_UPSTREAMS": f"pool=file:{listed}"})
+
+    assert code == 1
+    assert up[0].startswith("pool-")
+    assert up[1:4] == [f"{server.url}/v1", "up", "2"]
+    assert gone[:3] == ["gone", "http://127.0.0.1:1/v1", "down"]
+
+
+async def test_a_source_that_cannot_be_asked_has_a_line_too(tmp_path: Path) -> None:
+    """And so has one where nothing is found."""
+    (tmp_path / "none").write_text("# none")
+    upstreams = f"agent=consul+http://127.0.0.1:1/llm,listed=file:{tmp_path}/none"
+    code, (_, agent, listed) = await check({"LLMPROXY_UPSTREAMS": upstreams})
+
+    assert code == 1
+    assert agent[:2] == ["agent", "consul+http://127.0.0.1:1/llm"]
+    assert " ".join(agent[2:-1]) == "down Consul cannot be asked (ConnectError)"
+    assert " ".join(listed[2:-1]) == "down nothing is found there"

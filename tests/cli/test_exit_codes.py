@@ -6,6 +6,7 @@ import time
 import pytest
 
 from llmproxy.cli import LATER, main
+from llmproxy.routing.discovery import local
 from tests.support.process import running
 
 PYTHON_LLMPROXY = [sys.executable, "-m", "llmproxy"]
@@ -15,6 +16,8 @@ PYTHON_LLMPROXY = [sys.executable, "-m", "llmproxy"]
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLMPROXY_UPSTREAMS", "LLMPROXY_CONFIG", "LLMPROXY_PORT"):
         monkeypatch.delenv(name, raising=False)
+    # Whatever runs on this machine is not looked for.
+    monkeypatch.setattr(local, "PLACES", ())
 
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["serve", "--demo"], ["check"], ["config"]])

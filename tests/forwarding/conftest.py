@@ -1,4 +1,4 @@
-"""Every test of this folder runs on uvicorn's own client connections and on ours."""
+"""Every test of this folder runs on uvicorn's own client connections, on ours, and routed."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.support.rig import Connection, serve_with
 
 @pytest.fixture(autouse=True, params=Connection, ids=lambda each: each.value)
 def connection(request: pytest.FixtureRequest) -> Connection:
-    """Whose client connections the proxies of a test are served with."""
+    """How the proxies of a test are served."""
     chosen: Connection = request.param
     serve_with(chosen)
     return chosen

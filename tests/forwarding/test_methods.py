@@ -65,7 +65,7 @@ async def test_head_tells_the_length_and_sends_nothing() -> None:
         proxy.client() as client,
     ):
         for _ in range(2):
-            client.send(request_bytes(b"/v1/models", method=b"HEAD", body=None))
+            client.send(request_bytes(b"/v1/files", method=b"HEAD", body=None))
             answer = await client.answer(to=b"HEAD")
         left_over = bytes(client.unread)
 
@@ -123,7 +123,7 @@ async def test_an_error_to_head_has_no_body() -> None:
     ):
         client.send(request_bytes(b"/nothing", method=b"HEAD", body=None))
         refused = await client.answer(to=b"HEAD")
-        client.send(request_bytes(b"/v1/models", method=b"HEAD", body=None))
+        client.send(request_bytes(b"/v1/files", method=b"HEAD", body=None))
         failed = await client.answer(to=b"HEAD")
         left_over = bytes(client.unread)
 

@@ -26,7 +26,7 @@ async def test_requests_go_round() -> None:
     """Each in turn; the answer says which it was."""
     async with fleet("a", "b", "c") as engines:
         upstreams = [named(engine, name) for name, engine in engines.items()]
-        async with proxied(*upstreams) as proxy:
+        async with proxied(*upstreams, middleware="") as proxy:
             answers = [await proxy.ask(request_bytes()) for _ in range(6)]
 
     turns = [answer.header(b"x-llmproxy-upstream") for answer in answers]
@@ -40,7 +40,7 @@ async def test_a_server_that_names_its_models_gets_no_others() -> None:
             named(engines["small"], "small", ("phi", "tiny")),
             named(engines["large"], "large", ("llama",)),
         ]
-        async with proxied(*upstreams) as proxy:
+        async with proxied(*upstreams, middleware="") as proxy:
             asked = [b"llama", b"llama", b"phi", b"llama", b"tiny"]
             answers = [
                 await proxy.ask(request_bytes(body=b'{"model":"%b"}' % model)) for model in asked
@@ -54,7 +54,7 @@ async def test_a_server_that_names_none_takes_all() -> None:
     """Nothing was said about its models, so it is asked."""
     async with fleet("named", "open") as engines:
         upstreams = [named(engines["named"], "named", ("phi",)), named(engines["open"], "open")]
-        async with proxied(*upstreams) as proxy:
+        async with proxied(*upstreams, middleware="") as proxy:
             answer = await proxy.ask(request_bytes(body=b'{"model":"other"}'))
 
     assert answer.header(b"x-llmproxy-upstream") == b"open"
@@ -62,7 +62,10 @@ async def test_a_server_that_names_none_takes_all() -> None:
 
 async def test_a_model_that_nobody_has_is_answered_by_us() -> None:
     """No engine is touched."""
-    async with fleet("a") as engines, proxied(named(engines["a"], "a", ("phi",))) as proxy:
+    async with (
+        fleet("a") as engines,
+        proxied(named(engines["a"], "a", ("phi",)), middleware="") as proxy,
+    ):
         answer = await proxy.ask(request_bytes(body=b'{"model":"other"}'))
 
     assert answer.status == 503
@@ -83,7 +86,7 @@ async def test_the_models_of_a_form_count_too() -> None:
             named(engines["text"], "text", ("llama",)),
             named(engines["speech"], "speech", ("whisper-1",)),
         ]
-        async with proxied(*upstreams) as proxy:
+        async with proxied(*upstreams, middleware="") as proxy:
             answers = [await proxy.ask(request) for _ in range(2)]
 
     assert [answer.header(b"x-llmproxy-upstream") for answer in answers] == [b"speech", b"speech"]

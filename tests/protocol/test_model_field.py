@@ -36,6 +36,6 @@ def test_the_other_bytes_stay_as_they_came() -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"messages":[{"model":"x"}]}'])
-def test_without_a_model_there_is_nothing_to_change(body: bytes) -> None:
-    """A model that nobody asked for is not made up."""
-    assert with_model(body, "new") is None
+def test_without_a_model_one_is_put_in(body: bytes) -> None:
+    """A rule may name the model that the caller has left open; what else stands there stays."""
+    assert json.loads(with_model(body, "new")) == {**json.loads(body), "model": "new"}

@@ -43,7 +43,7 @@ def test_half_an_event_is_not_among_what_was_delivered() -> None:
 
     assert kept.through(EVENTS[0] + b'data: {"half') == EVENTS[0]
     assert kept.delivered() == EVENTS[0]
-    kept.drop_held()
+    kept.begin_again()
     assert kept.rest() == b""
 
 
@@ -78,3 +78,25 @@ def test_the_bound_of_all_streams() -> None:
     assert first.whole and not second.whole
     first.close()
     assert room.used == 0
+
+
+def test_an_event_that_tells_of_a_failure_is_not_given_out() -> None:
+    """What came before it is; a text that speaks of errors is no failure."""
+    talk = b'data: {"choices":[{"delta":{"content":"\\"error\\": {}"}}]}\n\n'
+    for failure in (
+        b'data: {"error": {"message": "out of memory"}}',
+        b'event: error\ndata: {"error": "overloaded"}',
+        b'data: {"object":"error","message":"out of memory"}',
+    ):
+        for data in (
+            talk + failure + b"\n\ndata: [DONE]\n\n",
+            talk + failure + b"\n\n",
+            talk + failure + b"\n\ndata: {",
+        ):
+            kept = KeptStream(Room())
+            assert kept.through(data) == talk
+            assert kept.failed == failure + b"\n\n"
+            assert kept.delivered() == talk
+    kept = KeptStream(Room())
+    assert kept.through(talk) == talk
+    assert not kept.failed

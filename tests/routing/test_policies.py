@@ -20,6 +20,7 @@ class Seen:
     name: str
     weight: float = 1.0
     inflight: int = 0
+    others: int = 0
     waiting: int = 0
     kv_use: float = 0.0
     latency: float = 0.0
@@ -42,6 +43,7 @@ servers = st.lists(
         name=st.sampled_from("abcdefgh"),
         weight=st.floats(0.001, 1000),
         inflight=st.integers(0, 1000),
+        others=st.integers(0, 1000),
         waiting=st.integers(0, 1000),
         kv_use=st.floats(0, 1),
         latency=st.floats(0, 1000),
@@ -95,6 +97,7 @@ def test_a_server_that_is_gone_is_forgotten() -> None:
     [
         pytest.param(Seen("busy", inflight=5), Seen("idle", inflight=4), id="in_flight"),
         pytest.param(Seen("busy", waiting=3), Seen("idle", inflight=2), id="queue_of_the_engine"),
+        pytest.param(Seen("busy", others=3), Seen("idle", inflight=2), id="other_processes"),
         pytest.param(Seen("busy", kv_use=0.95), Seen("idle"), id="kv_cache"),
         pytest.param(Seen("busy", inflight=3), Seen("idle", inflight=6, weight=4), id="size"),
     ],

@@ -14,6 +14,7 @@ class Seen:
     name: str
     weight: float = 1.0
     inflight: int = 0
+    others: int = 0
     waiting: int = 0
     kv_use: float = 0.0
     latency: float = 0.0

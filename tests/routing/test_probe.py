@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llmproxy.records import Upstream
-from llmproxy.routing.probe import Probe, model_names, probe
+from llmproxy.routing.model_list import documents_in
+from llmproxy.routing.probe import Probe, probe
 from llmproxy.transport.connect import transport_for
 from tests.support.tls import Authority
 from tests.support.upstream import Exchange, Script, scripted
@@ -56,6 +57,22 @@ async def test_health_and_models_make_a_healthy_upstream() -> None:
     assert [request.target for request in asked] == [b"/health", b"/v1/models"]
     assert {request.header(b"authorization") for request in asked} == {b"Bearer k"}
     assert {request.header(b"host") for request in asked} == {server.upstream.authority.encode()}
+
+
+async def test_health_can_be_asked_for_alone() -> None:
+    """The models are asked for all the same where nothing else tells how it is."""
+    pages: Pages = {b"/health": (b"200 OK", {}), b"/v1/models": (b"200 OK", MODELS)}
+    async with scripted(serving(pages)) as server:
+        transport = transport_for(server.upstream)
+        found = await probe(transport, server.upstream, within=WITHIN, listing=False)
+        bare = replace(server.upstream, health="/nothing")
+        listed = await probe(transport, bare, within=WITHIN, listing=False)
+        await transport.aclose()
+        asked = [request.target for request in server.requests]
+
+    assert (found.ok, found.models) == (True, None)
+    assert (listed.ok, listed.models) == (True, ("a", "b"))
+    assert asked == [b"/health", b"/nothing", b"/v1/models"]
 
 
 async def test_health_lies_below_the_root() -> None:
@@ -199,7 +216,7 @@ async def test_an_endless_list_is_not_read_to_its_end() -> None:
     async with scripted(script) as server:
         found = await look(replace(server.upstream, health=""), within=20)
 
-    assert (found.ok, found.detail) == (False, "The answer is too long for a list of models")
+    assert (found.ok, found.detail) == (False, "The answer is too long for what was asked")
 
 
 @pytest.mark.parametrize(
@@ -217,4 +234,6 @@ async def test_an_endless_list_is_not_read_to_its_end() -> None:
 )
 def test_lists_of_models_come_in_two_shapes(body: bytes, names: tuple[str, ...] | None) -> None:
     """OpenAI's, and the native one of Ollama and Cohere."""
-    assert model_names(body) == names
+    found = documents_in(body)
+
+    assert (tuple(found) if found is not None else None) == names

@@ -14,6 +14,7 @@ CONTEXT_SPELLINGS = {"ctx", "self.ctx", "get_context(scope)"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     PACKAGE / "forward.py",
+    PACKAGE / "journey.py",
     PACKAGE / "relay.py",
     *sorted(path for path in PACKAGE.glob("middleware/*.py") if path.stem != "__init__"),
 ]

@@ -9,13 +9,18 @@ from llmproxy import errors
 from llmproxy.cli import LATER as LATER_COMMANDS
 from llmproxy.cli import parser
 from llmproxy.errors import ProxyError
+from llmproxy.exposition import FAMILIES
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.presets import PRESETS
+from llmproxy.routing.aliases import aliases
+from llmproxy.routing.policies import POLICIES
+from llmproxy.routing.rules import rules
 from llmproxy.settings.variables import IN_THIS_VERSION, PREFIX
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "interface.md").read_text()
 README = (ROOT / "README.md").read_text()
+ROUTING = (ROOT / "docs" / "routing.md").read_text()
 FIXED = {f"{PREFIX}SERVICE_", f"{PREFIX}PORT_"}  # Kubernetes' own, named to say so
 
 
@@ -53,6 +58,39 @@ def test_the_readme_names_no_variable_that_does_not_exist() -> None:
     assert variables_in(README) <= {PREFIX + name for name in IN_THIS_VERSION}
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_no_page_names_a_variable_that_does_not_exist(page: Path) -> None:
+    """Short forms of several names included (`LLMPROXY_TIMEOUT_*`)."""
+    named = set(re.findall(r"LLMPROXY_[A-Z_]*[A-Z](?![A-Z_*])", page.read_text()))
+
+    assert named <= {PREFIX + name for name in IN_THIS_VERSION}
+
+
+def test_every_policy_is_on_the_pages() -> None:
+    """Each can be chosen, and its reader knows what it does."""
+    table = ROUTING.split("## Policies", 1)[1].split("## ", 1)[0]
+    [row] = [row for row in PAGE.splitlines() if row.startswith("| `LLMPROXY_ROUTING`")]
+
+    assert sorted(cell.strip("| `") for cell in first_column(table)) == sorted(POLICIES)
+    assert set(POLICIES) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_every_condition_of_a_rule_is_on_the_page() -> None:
+    """The examples of the page are rules, too."""
+    table = ROUTING.split("## Rules", 1)[1].split("## ", 1)[0]
+    words = [re.findall(r"`(\w+[:~]?)", cell) for cell in first_column(table)]
+    with pytest.raises(ValueError) as refused:
+        rules("nonsense")
+
+    known = set(re.findall(r"(\w+[:~]?)", str(refused.value)))
+    assert {word for cell in words for word in cell} <= known
+    assert sum(map(len, words)) == 9
+    for written in re.findall(r"LLMPROXY_RULES='([^']+)'", ROUTING):
+        assert rules(written)
+    for written in re.findall(r"LLMPROXY_ALIASES='([^']+)'", ROUTING + README):
+        assert aliases(written)
+
+
 def test_every_error_code_is_on_the_page_with_its_status() -> None:
     """Scripts can rely on codes, so there is no secret one."""
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", section("Errors"), re.MULTILINE))
@@ -74,9 +112,7 @@ def test_every_metric_is_on_the_page() -> None:
 
 def test_every_metric_is_labelled_as_the_page_says() -> None:
     """A query by label finds what it looks for."""
-    metrics = Metrics()
-    kinds = [*metrics.counters(), *metrics.gauges(), *metrics.distributions()]
-    labels = {name: set(names) for name, _, names, _ in kinds}
+    labels = {name: set(family.labels) for name, family in FAMILIES.items()}
 
     for row in [line for line in section("Metrics").splitlines() if line.startswith("| `")]:
         name, _, rest = row.partition(" | ")

@@ -67,8 +67,17 @@ def workers_of(supervisor: int) -> dict[str, int]:
 
 def board_of(worker: int) -> Path:
     """Return the directory that a worker lays its counters into."""
+    return Path(_told(worker, "--board"))
+
+
+def index_of(worker: int) -> int:
+    """Return which of the workers one is."""
+    return int(_told(worker, "--index"))
+
+
+def _told(worker: int, option: str) -> str:
     words = Path(f"/proc/{worker}/cmdline").read_bytes().decode().split("\0")
-    return Path(words[words.index("--board") + 1])
+    return words[words.index(option) + 1]
 
 
 def lives(pid: int) -> bool:

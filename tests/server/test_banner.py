@@ -12,7 +12,7 @@ from llmproxy.settings import Settings
 
 def test_it_says_what_is_there_and_what_is_not() -> None:
     """Address, upstreams, layers, and what nobody has switched on."""
-    settings = Settings(upstreams="big=http://gpu1:8000/v1;key=c4n4ry")
+    settings = Settings(upstreams="big=http://gpu1:8000/v1;key=c4n4ry", middleware="")
 
     text = banner(settings, "http://127.0.0.1:4000")
 

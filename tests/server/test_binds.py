@@ -16,6 +16,7 @@ from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client, request_bytes
 from tests.support.ports import free_port
 from tests.support.process import running
+from tests.support.proxy import UNROUTED
 from tests.support.streams import CHAT
 from tests.support.tls import Authority
 from tests.support.upstream import Exchange, ScriptedServer, scripted
@@ -60,6 +61,7 @@ async def over_tls(authority: Authority, folder: Path) -> AsyncIterator[Bound]:
     port = free_port()
     async with scripted(engine) as upstream:
         environment = {
+            **UNROUTED,
             "LLMPROXY_UPSTREAMS": upstream.url,
             "LLMPROXY_PORT": str(port),
             "LLMPROXY_TLS_CERT": str(folder / "cert.pem"),
@@ -75,7 +77,11 @@ async def on_a_unix_socket(authority: Authority, folder: Path) -> AsyncIterator[
     """Listen on a path."""
     path = folder / "llmproxy.sock"
     async with scripted(engine) as upstream:
-        environment = {"LLMPROXY_UPSTREAMS": upstream.url, "LLMPROXY_HOST": f"unix:{path}"}
+        environment = {
+            **UNROUTED,
+            "LLMPROXY_UPSTREAMS": upstream.url,
+            "LLMPROXY_HOST": f"unix:{path}",
+        }
         async with running(SERVE, environment) as process:
             await process.says(f"listens on unix:{path}")
             yield Bound(upstream, "", 0, path, None)

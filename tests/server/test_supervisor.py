@@ -20,12 +20,14 @@ from llmproxy.server.supervisor import (
 from llmproxy.server.worker_process import WorkerProcess
 from tests.server.family import (
     READY,
+    REPLACED,
     SERVE,
     Engine,
     able_to_import,
     board_of,
     client_of,
     get,
+    index_of,
     lives,
     port_of,
     remainder,
@@ -174,6 +176,24 @@ async def test_a_killed_worker_is_replaced_and_the_others_go_on() -> None:
         assert proxy.process.stderr.count(READY) == 1
 
 
+async def test_whoever_comes_in_the_place_of_a_worker_has_its_part() -> None:
+    """What all may do together is divided among them, and one may get less than another."""
+    async with serving({"LLMPROXY_UPSTREAMS": NOBODY, "LLMPROXY_WORKERS": "2"}) as proxy:
+        await proxy.process.says(READY)
+        workers = workers_of(proxy.process.pid)
+        first = {name: index_of(pid) for name, pid in workers.items()}
+        os.kill(workers["worker-1"], signal.SIGKILL)
+        async with client_of(proxy, "worker-3"):
+            made_up = index_of(workers_of(proxy.process.pid)["worker-3"])
+        proxy.process.signal(signal.SIGHUP)
+        await proxy.process.says(REPLACED)
+        renewed = {index_of(workers_of(proxy.process.pid)[f"worker-{n}"]) for n in (4, 5)}
+
+    assert first == {"worker-1": 0, "worker-2": 1}
+    assert made_up == 0
+    assert renewed == {0, 1}
+
+
 async def test_a_worker_that_ends_by_itself_is_replaced() -> None:
     """Even the only one, and even if it ended in good order."""
     async with serving({"LLMPROXY_UPSTREAMS": NOBODY}) as proxy:
@@ -283,7 +303,13 @@ def test_starting_holds_one_descriptor_for_each_worker() -> None:
     with listening, peer:
         before = len(os.listdir("/proc/self/fd"))
         worker = worker_process.start(
-            "worker-1", listening=listening, board="/", drain_timeout=1, replaces=None, now=0
+            "worker-1",
+            index=0,
+            listening=listening,
+            board="/",
+            drain_timeout=1,
+            replaces=None,
+            now=0,
         )
         during = len(os.listdir("/proc/self/fd"))
         worker.process.kill()

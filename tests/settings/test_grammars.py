@@ -19,7 +19,7 @@ WORDS = st.from_regex(r"[A-Za-z0-9./_-]{1,20}", fullmatch=True)
 PATHS = st.sampled_from(["", "/v1", "/team", "/team/v2", "/v1beta/openai"])
 
 UPSTREAM = st.builds(
-    "{}={}://{}:{}{};models={};weight={};max_inflight={}".format,
+    "{}={}://{}:{}{};models={};weight={};max_inflight={};priority={}".format,
     NAMES,
     st.sampled_from(["http", "https"]),
     HOSTS.filter(lambda host: host not in ("metadata", "instance-data")),
@@ -28,6 +28,7 @@ UPSTREAM = st.builds(
     st.lists(WORDS, min_size=1, max_size=3).map("|".join),
     st.integers(1, 100),
     st.integers(1, 100),
+    st.sampled_from(["on", "off"]),
 )
 
 JSON = st.recursive(

@@ -95,6 +95,15 @@ def test_options_follow_the_url() -> None:
     assert upstream.tags == {"eu", "fast"}
 
 
+@pytest.mark.parametrize("url", ["http://a", "vllm://a", "sglang://a", "unix:/a"])
+def test_an_engine_may_be_told_the_class_of_a_caller(url: str) -> None:
+    """If it is one that schedules by classes, or may be."""
+    assert one(f"{url};priority=on").priority
+    assert not one(f"{url};priority=off").priority
+    assert not one(url).priority
+    assert one([{"url": url, "priority": True}]).priority
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -187,6 +196,8 @@ def test_upstreams_made_in_python_are_taken_as_they_are() -> None:
         pytest.param("http://a;weight=0", "`weight`", id="no_weight"),
         pytest.param("http://a;weight=x", "`weight`", id="weight_of_letters"),
         pytest.param("http://a;max_inflight=-1", "`max_inflight`", id="negative_inflight"),
+        pytest.param("vllm://a;priority=high", "`priority` must be on or off", id="no_switch"),
+        pytest.param("openai://;priority=on", "means nothing to openai://", id="no_classes"),
         pytest.param("http://a;tags=a b", "`tags`", id="space_in_a_tag"),
         pytest.param("http://a;models=", "`models`", id="no_model"),
         pytest.param("http://a;models=a||b", "`models`", id="empty_model"),

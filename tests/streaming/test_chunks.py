@@ -12,7 +12,7 @@ from starlette.routing import Mount
 from llmproxy.application import LLMProxy
 from llmproxy.settings import Settings
 from tests.support.client import RawClient, raw_client, request_bytes
-from tests.support.rig import proxied, served_here
+from tests.support.rig import UNROUTED, proxied, served_here
 from tests.support.streams import CHAT, KNOWN, NDJSON, OTHER, Dialect
 from tests.support.upstream import Exchange, scripted
 
@@ -277,7 +277,8 @@ async def test_a_hosts_gzip_does_not_gather_a_stream(dialect: Dialect) -> None:
     engine_says = Stepwise(chunks, dialect.content_type)
     accept = dialect.request.replace(b"\r\n\r\n", b"\r\naccept-encoding: gzip\r\n\r\n", 1)
     async with scripted(engine_says) as engine:
-        app = LLMProxy(Settings(upstreams=f"{dialect.preset}://127.0.0.1:{engine.address[1]}"))
+        upstream = f"{dialect.preset}://127.0.0.1:{engine.address[1]}"
+        app = LLMProxy(Settings(upstreams=upstream, middleware=UNROUTED))
         host = Starlette(
             routes=[Mount("/llm", app)], middleware=[Middleware(GZipMiddleware, minimum_size=1)]
         )

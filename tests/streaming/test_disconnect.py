@@ -13,13 +13,13 @@ from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Upstream
 from llmproxy.routing.rotation import Rotation
-from llmproxy.routing.server import Server
 from llmproxy.stack import Frame, build
 from llmproxy.stalls import Stalls
 from llmproxy.transport.connect import transport_for
 from llmproxy.transport.limits import PoolLimits
 from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client, request_bytes
+from tests.support.registries import registry_of
 from tests.support.rig import KeptLog, proxied, sample, served_here
 from tests.support.streams import CHAT
 from tests.support.upstream import Exchange, ScriptedServer, json_answer, scripted
@@ -224,7 +224,7 @@ async def test_leaving_the_queue_for_a_connection_leaves_no_gap() -> None:
     async with scripted(script) as engine:
         transport = transport_for(engine.upstream, limits=PoolLimits(connections=1))
         forward = Forward(
-            rotation=Rotation((Server(engine.upstream, transport),)),
+            rotation=Rotation(registry_of(engine.upstream, transport=transport)),
             clocks=Clocks(),
             stalls=Stalls(60),
             metrics=metrics,

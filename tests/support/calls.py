@@ -113,3 +113,16 @@ async def settle() -> None:
     """Let the loop do what is already on its way: a close, a wake-up, a return to the pool."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+class NoTransport:
+    """The way to a server that is only chosen, and never asked."""
+
+    async def open(self, outgoing: Outgoing, *, connect: float, answer: float) -> Call:
+        raise AssertionError("nobody is to be asked")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+    def statistics(self) -> dict[str, int]:
+        return {"open": 0, "idle": 0, "waiting": 0}

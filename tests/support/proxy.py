@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tests.support.ports import free_port
 from tests.support.process import Process, answering, running
 
+UNROUTED = {"LLMPROXY_MIDDLEWARE": "auth,rate_limit"}
+
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
@@ -29,10 +31,11 @@ async def serving(
 ) -> AsyncIterator[Proxy]:
     """Start `llmproxy serve` on a free port and wait for /health/live.
 
-    SIGTERM ends it with the block; one that does not leave fails the test.
+    SIGTERM ends it with the block; one that does not leave fails the test. It does not route
+    unless it is told to: the upstreams are to be asked nothing but what a test asks.
     """
     port = free_port()
     command = [sys.executable, "-m", "llmproxy", "serve", *arguments]
-    async with running(command, {"LLMPROXY_PORT": str(port), **environment}) as process:
+    async with running(command, {**UNROUTED, "LLMPROXY_PORT": str(port), **environment}) as process:
         await answering(process, port, "/health/live")
         yield Proxy(port, process)

@@ -31,17 +31,21 @@ from tests.support.wire import patience
 
 
 class Connection(Enum):
-    """Whose client connections a proxy is served with."""
+    """How a proxy is served: whose client connections it has, and whether it routes."""
 
     UVICORN = "uvicorn"
     OURS = "ours"
+    ROUTED = "routed"  # ours, and the layer that chooses a server stands before the end
 
+
+# What most tests are about is the frame, and scripts that are asked nothing but what a test asks.
+UNROUTED = "auth,rate_limit"
 
 _connection = Connection.UVICORN
 
 
 def serve_with(connection: Connection) -> None:
-    """Choose the client connections of every proxy that is made from now on."""
+    """Choose how every proxy is served that is made from now on."""
     global _connection
     _connection = connection
 
@@ -120,10 +124,15 @@ async def proxied(*upstreams: Upstream | str, **settings: Any) -> AsyncIterator[
     else:
         configured = ",".join(str(each) for each in upstreams)
     log = KeptLog()
+    routed = _connection is Connection.ROUTED
+    if not routed:
+        settings.setdefault("middleware", UNROUTED)
     app = LLMProxy(Settings(upstreams=configured, **settings), access_log=log)
     clocks = app.settings.clocks
     bounds = Bounds(body_timeout=clocks.body, write_timeout=clocks.write)
-    ours = _connection is Connection.OURS
+    ours = _connection is not Connection.UVICORN
+    if routed:
+        app.start().engines.watches.clear()  # no server is asked how it is
     async with served_here(app, bounds=bounds if ours else None) as port:
         rig = Rig(port, app, log)
         yield rig

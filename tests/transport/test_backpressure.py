@@ -76,7 +76,7 @@ async def test_what_we_hold_ourselves_is_little(
         could_send = await standstill(server)
         call.close()
 
-    assert could_send < 900 * 1024
+    assert could_send < 400 * 1024
 
 
 @only_http1("httpx reads when it is asked to, and not before")

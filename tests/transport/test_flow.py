@@ -95,8 +95,8 @@ async def test_one_who_wants_no_more_gets_no_more(connect: Connect) -> None:
         exchange = await server.reached()
         await settle()
         connection = call._connection  # type: ignore[attr-defined]
-        connection.data_received(b"1\r\na\r\n")
-        connection.data_received(b"1\r\nb\r\n")
+        connection.feed(b"1\r\na\r\n")
+        connection.feed(b"1\r\nb\r\n")
 
         assert await flowing  # for there is something to read
         assert sink.taken == [b"a"]
@@ -134,7 +134,7 @@ async def test_who_was_cancelled_is_given_nothing(connect: Connect) -> None:
         flowing = await waiting(call, sink, PATIENCE, FOR_EVER)
         await settle()
         flowing.cancel()
-        call._connection.data_received(b"1\r\na\r\n")  # type: ignore[attr-defined]
+        call._connection.feed(b"1\r\na\r\n")  # type: ignore[attr-defined]
         with pytest.raises(asyncio.CancelledError):
             await flowing
 

@@ -55,6 +55,24 @@ async def test_a_wrong_name_is_refused(connect: Connect, authority: Authority) -
         assert server.requests == []
 
 
+@pytest.mark.parametrize(("name", "good"), [("llm.test", True), ("other.test", False)])
+async def test_a_server_that_was_found_by_a_name_must_prove_that_name(
+    name: str, good: bool, connect: Connect, authority: Authority
+) -> None:
+    """Not its address, which anybody could have put there; and it is asked by that name."""
+    async with scripted(json_answer({}), tls=authority.server(name)) as server:
+        trusting(server, authority)
+        server.upstream = replace(server.upstream, server_name="llm.test")
+        transport = connect(server)
+        if good:
+            assert await fetch(transport) == (200, b"{}")
+        else:
+            with pytest.raises(UpstreamUnreachable):
+                await ask(transport)
+
+    assert bool(server.requests) is good
+
+
 async def test_an_expired_certificate_is_refused(connect: Connect, authority: Authority) -> None:
     """Yesterday it would have been good."""
     yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)

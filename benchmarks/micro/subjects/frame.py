@@ -24,6 +24,7 @@ from llmproxy.forward import Forward
 from llmproxy.middleware.disconnect import DisconnectMiddleware
 from llmproxy.protocol.endpoints import CHAT, Paths
 from llmproxy.records import Clocks, InferenceRequest
+from llmproxy.routing.registry import Registry
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stack import Frame, Layer, Part, build, order
@@ -114,8 +115,10 @@ def a_frame() -> Frame:
 def chain(transport: Transport, frame: Frame, parts: Sequence[Part] = ()) -> ASGIApp:
     """Return the frame around the parts and the end of the chain."""
     clocks = Clocks()
+    registry = Registry(lambda upstream: Server(upstream, transport))
+    registry.replace("configured", [UPSTREAM])
     forward = Forward(
-        rotation=Rotation((Server(UPSTREAM, transport),)),
+        rotation=Rotation(registry),
         clocks=clocks,
         stalls=Stalls(clocks.write),
         metrics=frame.metrics,

@@ -35,8 +35,12 @@ LIMITS = "100000000 req/min, 1000000000000 tok/min, 100000 concurrent"  # none t
 
 CHAINS = {
     "auth": Settings(upstreams="http://127.0.0.1:8000", keys=KEYS, middleware="auth"),
-    "rate_limit": Settings(upstreams="http://127.0.0.1:8000", limits=LIMITS),
-    "auth and rate_limit": Settings(upstreams="http://127.0.0.1:8000", keys=KEYS, limits=LIMITS),
+    "rate_limit": Settings(
+        upstreams="http://127.0.0.1:8000", limits=LIMITS, middleware="rate_limit"
+    ),
+    "auth and rate_limit": Settings(
+        upstreams="http://127.0.0.1:8000", keys=KEYS, limits=LIMITS, middleware="auth,rate_limit"
+    ),
 }
 
 

@@ -67,7 +67,7 @@ async def ask_and_answer() -> Preparation:
         done = 0
         for _ in range(count):
             call = connection.ask(OUTGOING)
-            connection.data_received(ANSWER_BYTES)
+            connection.feed(ANSWER_BYTES)
             done += await call.read(60.0) is not None and call.over
             call.close()
         return done
@@ -84,7 +84,7 @@ async def chunk_to_nobody() -> Preparation:
     async def run(count: int) -> int:
         done = 0
         for _ in range(count):
-            connection.data_received(wire_bytes)
+            connection.feed(wire_bytes)
             done += await call.read(60.0) == CHUNK
         return done
 
@@ -102,7 +102,7 @@ async def chunk_to_a_reader() -> Preparation:
     async def run(count: int) -> int:
         done = 0
         for _ in range(count):
-            loop.call_soon(connection.data_received, wire_bytes)
+            loop.call_soon(connection.feed, wire_bytes)
             done += await call.read(60.0) == CHUNK
         return done
 
@@ -145,5 +145,5 @@ def _connection() -> tuple[Connection, Wire]:
 def _streaming() -> tuple[Connection, Http1Call]:
     connection, _ = _connection()
     call = connection.ask(OUTGOING._replace(body=QUESTION))
-    connection.data_received(head_bytes(STREAM_HEADERS))
+    connection.feed(head_bytes(STREAM_HEADERS))
     return connection, call

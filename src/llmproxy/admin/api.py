@@ -1,4 +1,4 @@
-"""The admin API: keys, what they have used, and who has changed what.
+"""The admin API: keys, what they have used, upstreams, and who has changed what.
 
 Rule 1: without a configured admin key nothing of it is there, for anybody.
 Rule 2: who asks is settled before anything else is: strangers learn no path and send no body.
@@ -17,6 +17,7 @@ from llmproxy.admin.key_register import KeyRegister, as_errors
 from llmproxy.admin.keys import AdminKey
 from llmproxy.admin.openapi import document
 from llmproxy.admin.request_body import as_object, read_body
+from llmproxy.admin.server_register import ServerRegister
 from llmproxy.auth.permissions import check_route
 from llmproxy.auth.signatures import check_content
 from llmproxy.context import get_context
@@ -46,7 +47,7 @@ class Request(NamedTuple):
     """What a page needs to know of a request."""
 
     actor: Actor
-    name: str  # of the key in the path, if there is one
+    name: str  # of what the path names, if it names something
     scope: Scope
     body: bytes
 
@@ -67,6 +68,7 @@ class AdminApi:
         *,
         admin_key: AdminKey,
         register: KeyRegister,
+        servers: ServerRegister,
         audit: AuditLog,
         limiter: Limiter,
         caller: Caller = nobody,
@@ -74,6 +76,7 @@ class AdminApi:
         """`caller` returns who is calling with a key of its own, or None for nobody known."""
         self._admin_key = admin_key
         self._register = register
+        self._servers = servers
         self._audit = audit
         self._limiter = limiter
         self._caller = caller
@@ -82,6 +85,8 @@ class AdminApi:
             "/admin/keys/{name}": {"GET": self._look, "DELETE": self._revoke},
             "/admin/keys/{name}/rotate": {"POST": self._rotate},
             "/admin/usage": {"GET": self._usage},
+            "/admin/upstreams": {"GET": self._upstreams},
+            "/admin/upstreams/{name}": {"GET": self._upstream, "PATCH": self._change},
             "/admin/audit": {"GET": self._audited},
             "/admin/openapi.json": {"GET": self._described},
         }
@@ -167,6 +172,16 @@ class AdminApi:
                 for (source, who), lines in zip(several, standing, strict=True)
             ]
         return 200, _list_of(found)
+
+    async def _upstreams(self, request: Request) -> tuple[int, object]:
+        return 200, _list_of(self._servers.documents())
+
+    async def _upstream(self, request: Request) -> tuple[int, object]:
+        return 200, self._servers.document(request.name)
+
+    async def _change(self, request: Request) -> tuple[int, object]:
+        given = as_object(request.body)
+        return 200, await self._servers.change(request.actor, request.name, given)
 
     async def _audited(self, request: Request) -> tuple[int, object]:
         said = parse_qs(request.scope["query_string"].decode("latin-1")).get("last", ["100"])[-1]

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from secrets import token_hex
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llmproxy import clock, codec
 from llmproxy.admin.times import instant
@@ -46,11 +46,17 @@ class AuditLog:
 
     @asynccontextmanager
     async def change(
-        self, actor: Actor, action: str, key: str, changed: Mapping[str, str]
+        self,
+        actor: Actor,
+        action: str,
+        name: str,
+        changed: Mapping[str, str],
+        *,
+        what: Literal["key", "upstream"] = "key",
     ) -> AsyncIterator[None]:
         """Write an entry, let the change happen, and write another if it does not.
 
-        Raises `Unavailable` before anything is changed.
+        `name` is that of `what` is changed. Raises `Unavailable` before anything is changed.
         """
         entry = {
             "id": token_hex(6),
@@ -59,7 +65,7 @@ class AuditLog:
             "actor_id": actor.id[:LONGEST],
             "address": actor.address[:LONGEST] if actor.address is not None else None,
             "action": action,
-            "key": key,
+            what: name,
             "changed": {name: _cut(value) for name, value in changed.items()},
         }
         await self._append(entry)
@@ -88,11 +94,13 @@ class AuditLog:
 
 
 def _tell(entry: Mapping[str, object]) -> None:
+    what = "key" if "key" in entry else "upstream"
     log.info(
-        "%s %s of key %s by %r from %s",
+        "%s %s of %s %s by %r from %s",
         entry["action"],
         entry.get("result", "begun"),
-        entry["key"],
+        what,
+        entry[what],
         entry["actor"],
         entry["address"],
         extra={"audit": entry},

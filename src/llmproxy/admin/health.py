@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Mapping
 
-from llmproxy import metrics as prometheus
+from llmproxy import exposition
 from llmproxy.admin.answers import answer, answer_json
 from llmproxy.admin.api import Caller, nobody
 from llmproxy.admin.keys import AdminKey
@@ -56,7 +56,9 @@ class Pages:
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._draining():
             await answer_json(send, 503, {"status": "draining"}, _RETRY_LATER)
-        elif any(probe.ok for probe in (await self._health.look()).values()):
+            return
+        await self._health.look()
+        if self._health.ready:
             await answer_json(send, 200, {"status": "ok"})
         else:
             await answer_json(send, 503, {"status": "no healthy upstream"}, _RETRY_LATER)
@@ -86,12 +88,13 @@ class Pages:
                 "connections": connections[name],
             }
             for name, probe in probes.items()
+            if name in connections  # it may have left meanwhile
         }
         await answer_json(send, 200, body)
 
     async def _all_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._check(scope)
-        await answer(send, 200, self._metrics.render(), prometheus.CONTENT_TYPE.encode())
+        await answer(send, 200, self._metrics.render(), exposition.CONTENT_TYPE.encode())
 
     async def _check(self, scope: Scope) -> None:
         if self._open_to_all and _reached_over_loopback(scope):

@@ -1,24 +1,20 @@
 """A file of keys that is watched.
 
-Rule 1: it is taken over as a whole or not at all. One that is broken or gone leaves the keys as
-        they are, and the log says what is wrong, once.
-Rule 2: nothing here touches the disk on the event loop.
+It is taken over as a whole or not at all. One that is broken or gone leaves the keys as they are,
+and the log says what is wrong, once.
 """
 
-import asyncio
 import logging
 import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from llmproxy import codec
 from llmproxy.auth.fields import Fields
 from llmproxy.auth.freshness import Freshness
 from llmproxy.auth.keys import KeyEntry, read_entries
+from llmproxy.watched_file import WatchedFile, content_of
 
 LARGEST = 16 * 1024 * 1024  # bytes
-
-State = tuple[int, int, int]  # of a file: when it was changed, its size, its inode
 
 log = logging.getLogger("llmproxy")
 
@@ -28,7 +24,7 @@ def load_keys(path: str, *, fields: Fields, environ: Mapping[str, str]) -> tuple
 
     Raises `ValueError` with a message that shows nothing of what the file holds.
     """
-    return _parsed(_content(path), path, fields, environ)
+    return _parsed(content_of(path, LARGEST), path, fields, environ)
 
 
 class KeyFile:
@@ -42,11 +38,10 @@ class KeyFile:
         environ: Mapping[str, str],
         taken: Callable[[tuple[KeyEntry, ...]], None],
     ) -> None:
-        self._path = path
-        self._fields = fields
-        self._environ = environ
+        self._file = WatchedFile(
+            path, lambda content: _parsed(content, path, fields, environ), at_most=LARGEST
+        )
         self._taken = taken
-        self._state: State | None = None
         self._complaint = ""
         self._freshness = Freshness(self._look)
 
@@ -60,39 +55,15 @@ class KeyFile:
 
     async def _look(self) -> None:
         try:
-            read = await asyncio.to_thread(self._read)
+            entries = await self._file.look()
         except ValueError as exc:
             if str(exc) != self._complaint:
                 self._complaint = str(exc)
                 log.error("The file of keys was not taken over: %s", exc)
             return
         self._complaint = ""
-        if read is not None:
-            # Only what was read well is remembered as seen: what is broken is read again.
-            self._state, entries = read
+        if entries is not None:
             self._taken(entries)
-
-    def _read(self) -> tuple[State, tuple[KeyEntry, ...]] | None:
-        try:
-            # Before the content: what is written while we read is a change for the next look.
-            found = Path(self._path).stat()
-        except OSError as exc:
-            raise ValueError(f"{self._path!r} cannot be read: {exc.strerror}") from None
-        state = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if state == self._state:
-            return None
-        return state, load_keys(self._path, fields=self._fields, environ=self._environ)
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as exc:
-        raise ValueError(f"{path!r} cannot be read: {exc.strerror}") from None
-    if len(content) > LARGEST:
-        raise ValueError(f"{path!r} is larger than {LARGEST} bytes")
-    return content
 
 
 def _parsed(

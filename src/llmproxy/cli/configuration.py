@@ -10,11 +10,16 @@ if TYPE_CHECKING:
 
 BAD_CONFIGURATION = 2  # the exit code
 
-NO_UPSTREAM = """\
-llmproxy: no upstream is configured. Say where the model servers are, for example:
+_WHAT_TO_SET = """\
+Say where the model servers are, for example:
   LLMPROXY_UPSTREAMS=http://127.0.0.1:8000 llmproxy serve
 or try it without one:
   llmproxy serve --demo"""
+NO_UPSTREAM = f"llmproxy: no upstream is configured. {_WHAT_TO_SET}"
+NONE_FOUND = (
+    "llmproxy: no upstream is configured, and no model server was found on this machine.\n"
+    + _WHAT_TO_SET
+)
 
 
 def loaded(arguments: Mapping[str, object] | None = None) -> "Loaded[Settings] | None":

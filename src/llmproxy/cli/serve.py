@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from llmproxy.cli.configuration import BAD_CONFIGURATION, NO_UPSTREAM, loaded
+from llmproxy.cli.configuration import BAD_CONFIGURATION, NONE_FOUND, loaded
 
 if TYPE_CHECKING:
     from llmproxy.settings import Loaded, Settings
@@ -30,22 +30,33 @@ def run(arguments: argparse.Namespace) -> int:
             print("llmproxy: upstreams are configured, so no demo is started", file=sys.stderr)
         return _until_signal(configured)
     if not arguments.demo:
-        print(NO_UPSTREAM, file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _with_local_servers(configured.settings.port)
 
     from llmproxy.cli.demo_process import DemoFailed, demo_process
 
     try:
         with demo_process() as url:
-            # Where the workers will find it, too.
-            os.environ["LLMPROXY_UPSTREAMS"] = f"demo={url}"
-            configured = loaded()
-            if configured is None:
-                return BAD_CONFIGURATION
-            return _until_signal(configured)
+            return _with_upstreams(f"demo={url}")
     except DemoFailed as exc:
         print(f"llmproxy: {exc}", file=sys.stderr)
         return 1
+
+
+def _with_local_servers(port: int) -> int:
+    from llmproxy.cli.local_servers import upstreams_here
+
+    found = upstreams_here(port)
+    if not found:
+        print(NONE_FOUND, file=sys.stderr)
+        return BAD_CONFIGURATION
+    return _with_upstreams(found)
+
+
+def _with_upstreams(upstreams: str) -> int:
+    # Where the workers will find it, too.
+    os.environ["LLMPROXY_UPSTREAMS"] = upstreams
+    configured = loaded()
+    return BAD_CONFIGURATION if configured is None else _until_signal(configured)
 
 
 def _until_signal(configured: "Loaded[Settings]") -> int:

@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmproxy.single import Auth, RateLimit
+    from llmproxy.single import Auth, RateLimit, Routing
 
-__all__ = ["Auth", "RateLimit"]
+__all__ = ["Auth", "RateLimit", "Routing"]
 
 
 def __getattr__(name: str) -> Any:

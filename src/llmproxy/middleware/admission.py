@@ -1,10 +1,10 @@
 """Let only so many requests be at work, and have the others wait for their turn.
 
-Innermost, so that a slot is held for no longer than a model server is at work. Lists of models
-and what manages the servers go past it.
+Further out than it stands only what decides at once, so that a slot is held for no longer than
+a model server is at work. Lists of models and what manages the servers go past it.
 
-Reads:  client, endpoint, fields, principal, started_at, tap
-Writes: (nothing)
+Reads:  client, endpoint, fields, principal, queued, started_at, tap
+Writes: queued
 Raises: DeadlineTooShort, InvalidRequest, Overloaded
 """
 
@@ -15,7 +15,7 @@ from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import present
 from llmproxy.metrics import Metrics
-from llmproxy.protocol.request_options import priority_of, timeout_of
+from llmproxy.protocol.request_options import class_of, deadline_of
 from llmproxy.rate_limit.fairness import Place, State
 from llmproxy.rate_limit.queue import Admission
 from llmproxy.types import ASGIApp, Receive, Scope, Send
@@ -33,7 +33,7 @@ class AdmissionMiddleware:
         self.app = app
         self.admission = admission
         self.metrics = metrics
-        self.total = total or math.inf  # seconds that any request may take
+        self.total = total  # seconds that any request may take; 0 = no limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,12 +47,10 @@ class AdmissionMiddleware:
 
         who = ctx.principal
         if who is not None:
-            key, weight, level = who.id, who.weight, who.priority
+            key, weight = who.id, who.weight
         else:
-            key, weight, level = ctx.client or NOBODY, 1.0, 0
-        asked = priority_of(ctx.fields)
-        if asked is not None and asked < level:
-            level = asked
+            key, weight = ctx.client or NOBODY, 1.0
+        level = class_of(ctx.fields, who.priority if who is not None else 0)
         place = self.admission.take(key, weight, level)
         if place is None:
             place = await self._wait(ctx, key, weight, level)
@@ -76,10 +74,9 @@ class AdmissionMiddleware:
             if not called.done():
                 called.set_result(None)
 
-        wanted = timeout_of(ctx.fields)
-        total = self.total if wanted is None else min(self.total, wanted)
+        deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
         began = clock.now()
-        place = self.admission.wait(key, weight, level, deadline=ctx.started_at + total, wake=wake)
+        place = self.admission.wait(key, weight, level, deadline=deadline, wake=wake)
         self.metrics.waiting(+1)
         try:
             limit = place.until - began
@@ -92,7 +89,8 @@ class AdmissionMiddleware:
             raise
         finally:
             self.metrics.waiting(-1)
-            self.metrics.waited(clock.now() - began)
+            ctx.queued = clock.now() - began
+            self.metrics.waited(ctx.queued)
         if place.state is not State.RUNNING:
             raise self.admission.refusal(place)
         return place

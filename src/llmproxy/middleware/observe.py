@@ -3,8 +3,8 @@
 Stands outermost, so that what it counts is what the client was sent.
 
 Reads:  attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
-        inference, limit_headers, principal, request_id, sent, started_at, status, tail, tap,
-        upstream, waited
+        inference, limit_headers, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
+        tap, upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
 """
@@ -75,7 +75,7 @@ class ObserveMiddleware:
             status = failure.status  # whatever it had been sent, it did not stay for the rest
         model = ctx.inference.model if ctx.inference is not None else None
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
-        overhead = duration - ctx.waited
+        overhead = duration - ctx.waited - ctx.queued - ctx.paused
 
         self.metrics.request(
             model=model,
@@ -116,11 +116,13 @@ class ObserveMiddleware:
                     "code": failure.code if failure is not None else None,
                     "upstream": ctx.upstream,
                     "attempts": ctx.attempts,
+                    "rescues": ctx.rescues or None,
                     "duration_ms": round(duration * 1000, 3),
                     "first_token_ms": (
                         round(first_token * 1000, 3) if first_token is not None else None
                     ),
                     "overhead_ms": round(overhead * 1000, 3),
+                    "queue_ms": round((ctx.queued + ctx.paused) * 1000, 3) or None,
                     "bytes": ctx.sent,
                     "prompt_tokens": usage.prompt if usage is not None else None,
                     "completion_tokens": usage.completion if usage is not None else None,

@@ -3,7 +3,7 @@
 A layer that is used on its own stands in front of a foreign app, which expects to receive the
 body itself.
 
-Reads:  body, outgoing
+Reads:  body, going_out
 Writes: (nothing)
 Raises: (nothing)
 """
@@ -27,9 +27,9 @@ class ReplayMiddleware:
             return
 
         ctx = get_context(scope)
-        body = ctx.outgoing if ctx.outgoing is not None else ctx.body
-        if ctx.outgoing is not None:
-            scope = {**scope, "headers": _with_length(scope["headers"], len(ctx.outgoing))}
+        body = ctx.going_out
+        if body is not ctx.body and isinstance(body, bytes):
+            scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
         messages = _messages(body if body is not None else b"")
 
         async def receive_replayed() -> Message:

@@ -49,18 +49,26 @@ _MODEL_PREFIX = b"/v1/models/"
 
 
 class Paths:
-    """The paths that are open with a given set of upstreams."""
+    """The paths that are open with the upstreams that there are, or have been."""
 
-    def __init__(self, upstreams: Iterable[Upstream]) -> None:
-        upstreams = tuple(upstreams)
+    def __init__(self, upstreams: Iterable[Upstream] = ()) -> None:
         self._exact = dict(UNDERSTOOD)
+        self._management: tuple[bytes, ...] = ()
+        self.learn(upstreams)
+
+    def learn(self, upstreams: Iterable[Upstream]) -> None:
+        """Open the paths of these upstreams too.
+
+        None is closed again: what a server that has gone would have answered is for routing to
+        refuse, and its management paths must not become open ones.
+        """
+        management = set(self._management)
         for upstream in upstreams:
             for path in upstream.native:
                 raw = path.encode()
                 self._exact[raw] = NATIVE.get(raw, Endpoint("native", native=True))
-        self._management = tuple(
-            sorted({prefix.encode() for upstream in upstreams for prefix in upstream.management})
-        )
+            management.update(prefix.encode() for prefix in upstream.management)
+        self._management = tuple(sorted(management))
 
     def find(self, raw: bytes) -> Endpoint | None:
         """Return what is known about a path, or None when nothing is served there."""

@@ -24,7 +24,7 @@ _LONGEST_VALUE = 4096  # bytes of a field in a large body; only a model's name m
 _MOST = 2**31 - 1  # what engines take for a count
 
 _WANTED = (
-    *("model", "stream", "stream_options", "n", "best_of", "options"),
+    *("model", "stream", "stream_options", "n", "best_of", "options", "store"),
     *("max_tokens", "max_completion_tokens", "max_output_tokens"),
 )
 # All 31 ways to write `model` with capitals.
@@ -88,6 +88,7 @@ def read_inference(body: bytes) -> InferenceRequest:
             most,
             1 if n is best_of is None else max(_count(n) or 1, _count(best_of) or 1),
             size,
+            get("store") is False,
         ),
     )
 

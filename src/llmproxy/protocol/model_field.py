@@ -1,4 +1,4 @@
-"""Puts another model's name into a body, without writing the body anew.
+"""Puts another model's name into a body, if it can be without writing the body anew.
 
 Every place where a `model` stands is tried and what comes out is read again: only the body that
 now asks for the other model is used. The same words deeper inside are somebody else's.
@@ -15,8 +15,8 @@ _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")', re.DOTA
 _MOST_PLACES = 8  # that are tried; a body with more of them is not worth the reading
 
 
-def with_model(body: bytes, model: str) -> bytes | None:
-    """Return the body with this model in it; None when there is no sure way to put it there."""
+def with_model(body: bytes, model: str) -> bytes:
+    """Return the body with this model in it, its other bytes untouched where that can be."""
     if read_inference(body).model == model:
         return body
     name = codec.dumps(model)
@@ -29,4 +29,5 @@ def with_model(body: bytes, model: str) -> bytes | None:
                 return candidate
         except RequestError:
             continue
-    return None
+    # None, or hidden among many others: then it is written anew.
+    return codec.dumps({**codec.loads(body), "model": model})

@@ -26,6 +26,8 @@ class Preset:
     api: str = "/v1"  # what stands in the place of /v1
     health: str = ""  # empty: the list of models has to do
     lists_models: bool = True
+    any_model: bool = False  # answers to any name, or to more of them than it lists
+    metrics: str = ""  # where it says how busy it is
     key_header: str = "authorization"  # anything else carries the key without `Bearer`
     headers: tuple[tuple[str, str], ...] = ()  # sent with every request
     native: frozenset[str] = frozenset()
@@ -40,6 +42,7 @@ class Preset:
 _VLLM = Preset(
     port=8000,
     health="/health",
+    metrics="/metrics",
     native=frozenset(
         {"/tokenize", "/detokenize", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank"}
         | {"/version"}
@@ -68,9 +71,10 @@ _VLLM = Preset(
     ),
 )
 
+# Its /health generates a token when nothing else is running; the list of models costs nothing.
 _SGLANG = Preset(
     port=30000,
-    health="/health",
+    metrics="/metrics",  # with --enable-metrics
     native=frozenset(
         {"/generate", "/encode", "/classify", "/tokenize", "/detokenize"}
         | {"/get_model_info", "/model_info"}
@@ -118,13 +122,17 @@ _SGLANG = Preset(
 # In maintenance mode, and without a path that changes it.
 _TGI = Preset(
     port=3000,
+    any_model=True,
     health="/health",
+    metrics="/metrics",
     native=frozenset({"/generate", "/generate_stream", "/tokenize", "/chat_tokenize", "/info"}),
 )
 
 _LLAMACPP = Preset(
     port=8080,
+    any_model=True,
     health="/health",
+    metrics="/metrics",  # with --metrics
     native=frozenset(
         {"/completion", "/completions", "/chat/completions", "/infill", "/embedding"}
         | {"/embeddings", "/rerank", "/reranking", "/tokenize", "/detokenize"}
@@ -152,6 +160,7 @@ _OLLAMA = Preset(
 
 _LMSTUDIO = Preset(
     port=1234,
+    any_model=True,  # whatever is loaded
     native=frozenset(
         {"/api/v0/models", "/api/v0/chat/completions", "/api/v0/completions"}
         | {"/api/v0/embeddings", "/api/v1/models", "/api/v1/chat"}
@@ -182,6 +191,7 @@ _LOCALAI = Preset(
 
 _TEXTGEN = Preset(
     port=5000,
+    any_model=True,
     native=frozenset(
         {"/v1/internal/encode", "/v1/internal/decode", "/v1/internal/token-count"}
         | {"/v1/internal/logits", "/v1/internal/chat-prompt", "/v1/internal/model/info"}
@@ -198,6 +208,7 @@ _OPENAI = Preset(
 
 _AZURE = Preset(
     port=443,
+    any_model=True,  # lists models, and is asked for deployments
     tls=True,
     host="",
     domain="{}.openai.azure.com",
@@ -207,6 +218,7 @@ _AZURE = Preset(
 
 _ANTHROPIC = Preset(
     port=443,
+    any_model=True,  # aliases and later pages
     tls=True,
     host="api.anthropic.com",
     key_header="x-api-key",
@@ -216,6 +228,7 @@ _ANTHROPIC = Preset(
 
 _GEMINI = Preset(
     port=443,
+    any_model=True,  # aliases
     tls=True,
     host="generativelanguage.googleapis.com",
     api="/v1beta/openai",
@@ -224,6 +237,7 @@ _GEMINI = Preset(
 # The compatible API has no list of models; the native one has, and takes the same key.
 _COHERE = Preset(
     port=443,
+    any_model=True,
     tls=True,
     host="api.cohere.ai",
     api="/compatibility/v1",
@@ -234,6 +248,7 @@ _COHERE = Preset(
 # The host is a region. Chat completions and responses are all there is under this path.
 _BEDROCK = Preset(
     port=443,
+    any_model=True,
     tls=True,
     host="",
     domain="bedrock-runtime.{}.amazonaws.com",
@@ -265,7 +280,9 @@ PRESETS = MappingProxyType(
 # /health is what vLLM, SGLang, TGI and llama.cpp answer; a probe falls back on the models.
 GENERIC = Preset(
     port=80,
+    any_model=True,
     health="/health",
+    metrics="/metrics",
     management=tuple(
         sorted(
             prefix

@@ -18,6 +18,7 @@ _DROPPED = HOP_BY_HOP | {
     b"authorization",
     b"content-length",
     b"cookie",
+    b"endpoint-load-metrics-format",
     b"expect",
     b"forwarded",
     b"host",

@@ -3,6 +3,7 @@
 What cannot be understood is refused: an option that is silently ignored looks as if it worked.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -31,6 +32,13 @@ def timeout_of(fields: Mapping[bytes, bytes]) -> float | None:
     return result
 
 
+def deadline_of(started_at: float, fields: Mapping[bytes, bytes], total: float) -> float:
+    """Return when a request must be over: by our clock (0 = none), or sooner if its caller said."""
+    most = total or math.inf
+    wanted = timeout_of(fields)
+    return started_at + (most if wanted is None else min(most, wanted))
+
+
 def priority_of(fields: Mapping[bytes, bytes]) -> int | None:
     """Return the class that the caller asks for, a higher one going first; None = it does not."""
     value = fields.get(b"x-llmproxy-priority")
@@ -43,3 +51,9 @@ def priority_of(fields: Mapping[bytes, bytes]) -> int | None:
             param="x-llmproxy-priority",
         )
     return asked
+
+
+def class_of(fields: Mapping[bytes, bytes], most: int) -> int:
+    """Return the class of a request: the key's, or a lower one that the caller asks for."""
+    asked = priority_of(fields)
+    return asked if asked is not None and asked < most else most

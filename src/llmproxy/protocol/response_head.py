@@ -7,6 +7,7 @@ from llmproxy.types import Header
 
 _DROPPED = HOP_BY_HOP | {
     b"alt-svc",
+    b"endpoint-load-metrics",
     b"date",  # every server that we run under writes its own
     b"server",
     b"set-cookie",

@@ -57,6 +57,11 @@ class StreamTail:
             self._cut = self._is_cut()
             self._parts = [self.last(KEEP)]
 
+    def forget(self) -> None:
+        """Forget what was noted, for it went to nobody: the client is between two events."""
+        self._parts = []
+        self._seen = self._cut = False
+
     def last(self, size: int) -> bytes:
         """Return the last `size` bytes, or as many as are kept."""
         taken: list[bytes] = []

@@ -46,6 +46,12 @@ class Admission:
         self._classes: dict[int, FairQueue] = {}
         self._order: list[FairQueue] = []  # the highest class first
 
+    def resize(self, max_inflight: int) -> None:
+        """Have more slots or fewer; whoever has one keeps it."""
+        self.max_inflight = max_inflight
+        if self.waiting:
+            self._dispatch()
+
     def take(self, key: str, weight: float, level: int) -> Place | None:
         """Take a slot, if there is one. A higher `level` goes first."""
         if self.running >= self.max_inflight:

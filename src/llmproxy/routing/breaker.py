@@ -57,6 +57,14 @@ class Breaker:
             return STATE_HALF_OPEN
         return self._state
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a call of the last window failed, or it has not yet been seen to be well."""
+        if self._state != STATE_CLOSED:
+            return True
+        oldest = int(self._now() * BUCKETS / WINDOW) - BUCKETS
+        return any(failures for part, _, failures in self._buckets if part > oldest)
+
     def lets_through(self) -> bool:
         """Tell whether a call may be made now. Does not reserve it: see `begin`."""
         if self._state == STATE_CLOSED:

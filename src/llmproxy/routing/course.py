@@ -6,7 +6,13 @@ Knows what happened so far and decides what comes next; who asks is another's bu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llmproxy.errors import NoUpstream, ProxyError, UpstreamError, UpstreamUnreachable
+from llmproxy.errors import (
+    ModelNotFound,
+    NoUpstream,
+    ProxyError,
+    UpstreamError,
+    UpstreamUnreachable,
+)
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.routing.retry import (
     History,
@@ -21,16 +27,54 @@ from llmproxy.routing.server import Server
 Candidates = Callable[[str | None], Sequence[Server]]
 Choose = Callable[[Sequence[Server]], Server]
 
+LONGEST_NAME = 128  # characters of a model that an error repeats
 BUSY_FOR = 1.0  # seconds that a server is passed over which says it is busy and not for how long
+LONGEST_BUSY = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the end of the chain is asked to do."""
+
+    server: Server
+    body: bytes | None = None  # None: the request's own
+    first_byte: float = 0.0  # seconds that it may take, if less than usual; 0 = as usual
+    asks_load: bool = False  # the server is to say in its answer how busy it is
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One attempt: who is asked, for which model, and whether it finds out about a server."""
+    """One attempt: who is asked, for which model, and when."""
 
     server: Server
     model: str | None
-    probe: bool
+    probe: bool  # it finds out whether a server that failed is well again
+    pause: float = 0.0  # seconds to wait before
+
+
+class Full(Exception):
+    """Every server that could answer has as many requests as it may have."""
+
+    def __init__(self, model: str | None) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Unknown(Exception):
+    """No server is known to have the model."""
+
+    def __init__(self, model: str | None) -> None:
+        super().__init__()
+        self.model = model
+
+    def refusal(self) -> ProxyError:
+        """Return what its caller is told."""
+        if self.model is None:
+            return NoUpstream("No model server is there that could answer this request.")
+        return ModelNotFound(
+            f"The model `{self.model[:LONGEST_NAME]}` is on none of the model servers.",
+            param="model",
+        )
 
 
 class Course:
@@ -40,15 +84,15 @@ class Course:
         self,
         *,
         models: Sequence[str | None],
-        context_models: Sequence[str] = (),
+        longer: Sequence[str] = (),
         candidates: Candidates,
         choose: Choose,
         history: History,
         budget: RetryBudget,
         now: Callable[[], float],
     ) -> None:
-        self._models = list(models)  # the one asked for, then its fallbacks
-        self._context_models = list(context_models)
+        self._models = models  # the one asked for, then its fallbacks
+        self._longer = longer  # those that take longer prompts
         self._candidates = candidates
         self._choose = choose
         self._budget = budget
@@ -56,64 +100,89 @@ class Course:
         self.history = history
         self._at = 0  # which of the models
 
+    @property
+    def model(self) -> str | None:
+        """The one that is asked for, by the name that the servers know it by."""
+        return self._models[0]
+
     def first(self) -> Turn:
-        """Return the first attempt; raise when nobody can be asked."""
-        self._budget.request()
-        turn = self._turn()
-        if turn is None:
+        """Return the first attempt; raise when nobody can be asked, or not now."""
+        found = self._find()
+        if self._at and self._is_full(self._models[0]):
+            raise Full(self._models[0])  # that is no failure, so it is no case for a fallback
+        if found is None:
             raise self._nobody()
-        return turn
+        self._budget.request()
+        return self._take(*found)
 
     def after_failure(self, turn: Turn, failure: ProxyError) -> Turn | None:
         """Return the next attempt after one without an answer; None when that was the last."""
         self._judge(turn, failure)
-        step = after_failure(self.history, turn.server.name, failure)
-        return self._next(step)
+        return self._next(after_failure(self.history, turn.server.name, failure), None)
 
     def after_answer(
         self, turn: Turn, complaint: Complaint, retry_after: float | None
-    ) -> tuple[Turn, float] | None:
-        """Return the next attempt after an error answer, and how long to wait before it."""
+    ) -> Turn | None:
+        """Return the next attempt after an error answer; None when it is passed on."""
         server = turn.server
         if complaint is Complaint.FAILED:
             server.breaker.failed(probe=turn.probe)
         else:
             server.breaker.weighs_nothing(probe=turn.probe)
             if complaint is Complaint.BUSY:
-                self._steer_away(server, retry_after)
+                rest = BUSY_FOR if retry_after is None else min(retry_after, LONGEST_BUSY)
+                server.busy_until = max(server.busy_until, self._now() + rest)
         step = after_answer(self.history, complaint)
-        if step is Step.CONTEXT:
-            if not self._context_models or self.history.left <= 0:
-                return None
-            self._models = [self._context_models.pop(0)]
-            self._at = 0
-            turn_after = self._turn()
-            return (turn_after, 0.0) if turn_after is not None else None
-        other = self._next(step)
-        if other is not None and other.server is not server:
-            return other, 0.0
-        if other is None:
-            return None
-        pause = pause_before(self.history.asked.get(server.name, 1), retry_after=retry_after)
-        return (other, pause) if pause is not None else None
+        if step is Step.LONGER:
+            self._models, self._longer, self._at = self._longer, (), 0
+        return self._next(step, retry_after)
 
-    def succeeded(self, turn: Turn) -> None:
-        """Note an attempt that was answered."""
-        turn.server.breaker.succeeded(probe=turn.probe)
+    def slow(self, turn: Turn, seconds: float) -> Turn | None:
+        """Return the next attempt after one whose first token was late by our own measure."""
+        self.weighs_nothing(turn)
+        turn.server.first_token(seconds)
+        self.history.silent.add(turn.server.name)
+        return self._next(Step.AGAIN, None)
+
+    def answered(self, turn: Turn, *, well: bool) -> None:
+        """Note that an answer has begun, which is when a server that failed is known to be well."""
+        if well:
+            turn.server.breaker.succeeded(probe=turn.probe)
+        else:
+            turn.server.breaker.failed(probe=turn.probe)
 
     def weighs_nothing(self, turn: Turn) -> None:
         """Note an attempt that tells nothing of the server: the caller left, or was wrong."""
         turn.server.breaker.weighs_nothing(probe=turn.probe)
 
-    def rescuer(self, turn: Turn, *, fallback: bool) -> Turn | None:
-        """Return who may go on with a stream that broke; never the server that broke it."""
+    def broke(self, turn: Turn, failure: ProxyError) -> None:
+        """Note an answer that broke: its server is not asked again for this request."""
+        if isinstance(failure, UpstreamError):
+            turn.server.breaker.failed(probe=False)
         self.history.shut.add(turn.server.name)
-        if self.history.left <= 0 or not self._budget.retry():
+
+    def rescuer(self, turn: Turn, *, fallback: bool) -> Turn | None:
+        """Return who may go on with a stream that broke.
+
+        It is not counted as a retry: there is at most one for each stream that was being
+        served, so that it cannot become more work than a fleet has had already.
+        """
+        if self.history.left <= 0:
             return None
-        found = self._turn()
-        if found is None or (found.model != turn.model and not fallback):
+        found = self._find()
+        if found is None or (found[1] != turn.model and not fallback):
             return None
-        return found
+        return self._take(*found)
+
+    def has_another(self, turn: Turn) -> bool:
+        """Tell whether somebody else could be asked if this server took too long."""
+        return self.history.left > 0 and any(
+            server is not turn.server
+            and self.history.may_ask(server.name)
+            and server.breaker.lets_through()
+            for model in self._models[self._at :]
+            for server in self._candidates(model)
+        )
 
     def _judge(self, turn: Turn, failure: ProxyError) -> None:
         if isinstance(failure, UpstreamError):
@@ -122,50 +191,73 @@ class Course:
         else:
             turn.server.breaker.weighs_nothing(probe=turn.probe)
 
-    def _steer_away(self, server: Server, retry_after: float | None) -> None:
-        rest = retry_after if retry_after is not None else BUSY_FOR
-        server.busy_until = max(server.busy_until, self._now() + min(rest, 60.0))
-
-    def _next(self, step: Step | None) -> Turn | None:
-        if step is None or self.history.left <= 0 or not self._budget.retry():
+    def _next(self, step: Step | None, retry_after: float | None) -> Turn | None:
+        history = self.history
+        if step is None or history.left <= 0:
             return None
         # The last attempt belongs to the chain of fallbacks, if there is one.
-        if self.history.left == 1 and self._at == 0 and len(self._models) > 1:
+        if history.left == 1 and self._at == 0 and len(self._models) > 1:
             self._at = 1
-        return self._turn()
+        while True:
+            found = self._find()
+            if found is None:
+                return None
+            server = found[0]
+            times = history.asked.get(server.name, 0)
+            pause = pause_before(times, retry_after=retry_after) if times else 0.0
+            if pause is not None:
+                break
+            history.shut.add(server.name)  # too long to wait for it
+        # A server that has been well of late has room for what another could not do. The
+        # share of the traffic that retries may be is for when there is none.
+        if server.breaker.has_failed and not self._budget.retry():
+            return None
+        return self._take(*found, pause=pause)
 
-    def _turn(self) -> Turn | None:
+    def _take(self, server: Server, model: str | None, *, pause: float = 0.0) -> Turn:
+        self.history.asking(server.name)
+        return Turn(server, model, server.breaker.begin(), pause)
+
+    def _find(self) -> tuple[Server, str | None] | None:
         """Return whom to ask now: of this model, else of the next one in the chain."""
         while self._at < len(self._models):
             model = self._models[self._at]
             server = self._server_for(model)
             if server is not None:
-                self.history.asking(server.name)
-                return Turn(server, model, server.breaker.begin())
+                return server, model
             self._at += 1
         return None
 
     def _server_for(self, model: str | None) -> Server | None:
         """Return the server to ask: one that was not asked yet, rather than one that was."""
+        asked = self.history.asked
         may = [
             server
             for server in self._candidates(model)
-            if self.history.may_ask(server.name) and server.breaker.lets_through()
+            if server.breaker.lets_through()
+            and not server.full
+            and (not asked or self.history.may_ask(server.name))
         ]
         if not may:
             return None
-        fresh = [server for server in may if server.name not in self.history.asked]
+        fresh = [server for server in may if server.name not in asked] if asked else may
         now = self._now()
-        idle = [server for server in fresh or may if server.busy_until <= now and not server.full]
+        idle = [server for server in fresh or may if server.busy_until <= now]
         return self._choose(idle or fresh or may)
 
-    def _nobody(self) -> NoUpstream:
-        """Return what to tell a caller whom nobody can serve, and for how long."""
+    def _is_full(self, model: str | None) -> bool:
+        """Tell whether a server would be asked if it had not so much to do."""
+        return any(
+            server.full and server.breaker.lets_through() for server in self._candidates(model)
+        )
+
+    def _nobody(self) -> Exception:
+        """Return why nobody can be asked."""
         known = [server for model in self._models for server in self._candidates(model)]
         if not known:
-            return NoUpstream("No model server is configured that could answer this request.")
+            return Unknown(self._models[0])
         wait = max(1, round(min(server.breaker.opens_in() for server in known) + 0.5))
         return NoUpstream(
             "Every model server that could answer is failing.",
-            headers=[(b"retry-after", str(wait).encode())],
+            headers=[(b"retry-after", b"%d" % wait)],
         )

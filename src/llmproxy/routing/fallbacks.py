@@ -6,7 +6,7 @@ The first kind is for failures, the second for prompts that are too long for the
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llmproxy.routing.aliases import pairs
+from llmproxy.routing.named_models import model_name, named_models
 
 _CONTEXT = "context:"
 
@@ -40,29 +40,20 @@ class Fallbacks:
 def fallbacks(given: object) -> tuple[Chain, ...]:
     """Read chains; raise `ValueError` saying what is allowed."""
     found = []
-    for name, others in pairs(given):
-        context = name.startswith(_CONTEXT)
-        found.append(Chain(name.removeprefix(_CONTEXT), others, context))
+    for entry in named_models(given):
+        if entry.options:
+            raise ValueError("a chain of fallbacks has no options")
+        context = entry.name.startswith(_CONTEXT)
+        found.append(Chain(model_name(entry.name.removeprefix(_CONTEXT)), entry.models, context))
     for context in (False, True):
         chains = {each.model: each.others for each in found if each.context is context}
         if len(chains) != sum(each.context is context for each in found):
             raise ValueError("the same model has two chains")
-        for model in chains:
-            _refuse_circle(model, chains)
+        # Two models may stand in for each other: a request goes along one chain, its own.
+        for model, others in chains.items():
+            if model in others:
+                raise ValueError(f"the chain of {model!r} leads back to itself")
     return tuple(found)
-
-
-def _refuse_circle(start: str, chains: dict[str, tuple[str, ...]]) -> None:
-    """Refuse a chain that comes back: whoever reads it would expect it to go on for ever."""
-    seen: set[str] = set()
-    following = list(chains[start])
-    while following:
-        model = following.pop()
-        if model == start:
-            raise ValueError(f"the chain of {start!r} leads back to itself")
-        if model not in seen:
-            seen.add(model)
-            following += chains.get(model, ())
 
 
 def chain_text(chain: Chain) -> str:

@@ -4,17 +4,28 @@ Rule 1: what is kept are the very bytes objects that pass; nothing is copied or 
         the stream is well.
 Rule 2: an event is given out whole. Its first half is held back until the other half is there:
         no parser could use it, and half an event that nobody finishes cannot be taken back.
-Rule 3: bounded per stream and in all. What is over a bound is passed on and can no longer be
+Rule 3: an event in which the server says that it has failed is not given out: what was begun
+        may yet be finished elsewhere.
+Rule 4: bounded per stream and in all. What is over a bound is passed on and can no longer be
         rescued, and that is all.
 """
 
+import re
 from dataclasses import dataclass
+
+from llmproxy import codec
 
 MOST = 256 * 1024  # bytes of one stream: hours of talk
 MOST_IN_ALL = 64 * 1024 * 1024
 MOST_HELD = 4096  # bytes of half an event
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_WORD = b'"error"'
+# OpenAI's form, and the one of vLLM before 2025.
+_ERROR = re.compile(
+    rb"(?:\A|\n\n|\r\n\r\n|\r\r)(?:event: ?error[\r\n]+)?"
+    rb'data: ?(\{\s*(?:"error"|"object"\s*:\s*"error")[^\r\n]*)'
+)
 
 
 @dataclass(slots=True)
@@ -28,7 +39,7 @@ class Room:
 class KeptStream:
     """One stream as its caller knows it."""
 
-    __slots__ = ("_held", "_parts", "_room", "_size", "whole")
+    __slots__ = ("_held", "_parts", "_room", "_size", "failed", "whole")
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -36,22 +47,37 @@ class KeptStream:
         self._size = 0
         self._held = b""
         self.whole = True  # everything the caller has is kept, to the end of an event
+        self.failed = b""  # the event in which the server said so
 
     def through(self, chunk: bytes) -> bytes:
         """Take a chunk; return what may be passed on now."""
-        if not self._held and chunk.endswith(b"\n\n"):
-            self._keep(chunk)
-            return chunk
-        return self._cut(chunk)
+        if self._held or chunk[-2:] != b"\n\n" or _WORD in chunk:
+            return self._cut(chunk)
+        if self.whole:
+            # In line, because this runs for every chunk of every stream.
+            size = len(chunk)
+            room = self._room
+            if self._size + size <= MOST and room.used + size <= room.most:
+                self._parts.append(chunk)
+                self._size += size
+                room.used += size
+            else:
+                self._give_up()
+        return chunk
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether less was passed on than came in."""
+        return bool(self._held or self.failed)
 
     def rest(self) -> bytes:
         """Return what is still held back; to be passed on when the stream ends by itself."""
         held, self._held = self._held, b""
         return held
 
-    def drop_held(self) -> None:
-        """Forget half an event that nobody will finish."""
-        self._held = b""
+    def begin_again(self) -> None:
+        """Forget what nobody will finish: half an event, and the failure."""
+        self._held = self.failed = b""
 
     def delivered(self) -> bytes:
         """Return everything that was passed on."""
@@ -66,11 +92,16 @@ class KeptStream:
         self._parts = []
 
     def _cut(self, chunk: bytes) -> bytes:
+        """Take a chunk that may not be passed on as it is."""
         data = self._held + chunk if self._held else chunk
+        self._held = b""
         end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _ENDS)
+        if (failure := _failure_in(data, end)) is not None:
+            begins, ends = failure
+            self.failed = data[begins:ends] + b"\n\n"
+            data, end = data[:begins], begins
         held = data[end:]
         if len(held) > MOST_HELD:
-            self._held = b""
             self._give_up()
             return data
         self._held = held
@@ -94,3 +125,20 @@ class KeptStream:
     def _give_up(self) -> None:
         self.whole = False
         self.close()
+
+
+def _failure_in(data: bytes, end: int) -> tuple[int, int] | None:
+    """Return where an event stands in which the server says that it has failed."""
+    if _WORD not in data:
+        return None
+    for match in _ERROR.finditer(data, 0, end):
+        try:
+            event = codec.loads(match[1])
+        except codec.NotJson:
+            continue
+        if isinstance(event, dict) and (event.get("error") or event.get("object") == "error"):
+            begins = match.start()
+            while data[begins : begins + 1] in (b"\r", b"\n"):
+                begins += 1
+            return begins, match.end()
+    return None

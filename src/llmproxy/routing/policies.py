@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+POLICIES = ("least_load", "round_robin", "weighted", "p2c", "latency", "prefix", "session")
+
 FULL_KV = 0.9  # share of the KV cache in use from which a server counts as loaded
 BOUND = 1.25  # times its fair part that a server may have before hashing passes it over
 
@@ -30,6 +32,10 @@ class Load(Protocol):
         """Our own requests that are not finished."""
 
     @property
+    def others(self) -> int:
+        """Requests in the engine, running or waiting, that are not ours, as it last said."""
+
+    @property
     def waiting(self) -> int:
         """Requests in the engine's own queue, as it last said."""
 
@@ -46,12 +52,19 @@ S = TypeVar("S", bound=Load)
 Draw = Callable[[], float]  # from 0 up to but not 1
 
 
-def burden(server: Load) -> float:
-    """Return how busy a server is for its size.
+def busy_with(server: Load) -> int:
+    """Return how much a server has to do.
 
     What waits in the engine weighs as much again as what is in flight: it stands before us.
+    Ours are counted as they come and go; only those of other processes are as old as what the
+    engine has said, or a burst of ours would all follow the same old figure.
     """
-    busy = server.inflight + server.waiting
+    return server.inflight + server.others + server.waiting
+
+
+def burden(server: Load) -> float:
+    """Return how busy a server is for its size."""
+    busy: float = busy_with(server)
     if server.kv_use > FULL_KV:
         busy = busy * 2 + 1  # the next request will make it swap or wait
     return (busy + 1) / max(server.weight, 1e-6)
@@ -111,16 +124,21 @@ def bounded_hash(servers: Sequence[S], key: bytes) -> S:
     ranked = sorted(servers, key=lambda server: _score(server, key), reverse=True)
     most = most_for(servers)
     for server in ranked:
-        if server.inflight + server.waiting < most * server.weight:
+        if busy_with(server) < most * server.weight:
             return server
     return ranked[0]
 
 
 def most_for(servers: Sequence[Load]) -> float:
     """Return how much one server may have per unit of weight before it is passed over."""
-    busy = sum(server.inflight + server.waiting for server in servers) + 1
+    busy = sum(map(busy_with, servers)) + 1
     weight = sum(server.weight for server in servers) or 1.0
     return max(BOUND * busy / weight, 1.0 / min(server.weight for server in servers))
+
+
+def highest_score(servers: Sequence[S], key: bytes) -> S:
+    """Return the server that a key belongs to, whatever it has to do."""
+    return max(servers, key=lambda server: _score(server, key))
 
 
 def _score(server: Load, key: bytes) -> float:

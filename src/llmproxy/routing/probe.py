@@ -1,20 +1,20 @@
-"""Ask one upstream how it is and which models it has."""
+"""Ask one upstream how it is and which models it has. Never for a completion."""
 
-import asyncio
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 
-from llmproxy import clock, codec
-from llmproxy.errors import ProxyError, UpstreamBroken, UpstreamTimeout
+from llmproxy import clock
+from llmproxy.errors import ProxyError
 from llmproxy.records import Upstream
-from llmproxy.transport.interface import Call, Outgoing, Silence, Transport
-from llmproxy.types import Header
+from llmproxy.routing.model_list import Document, documents_in
+from llmproxy.routing.page import Page, fetch
+from llmproxy.routing.patience import patient
+from llmproxy.transport.interface import Transport
 
 LARGEST_LIST = 8 * 1024 * 1024  # bytes; a marketplace of a thousand models has about one MiB
-_AGENT = b"llmproxy/" + version("llmproxy").encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,110 +23,70 @@ class Probe:
 
     ok: bool
     detail: str  # "ok", or what is wrong
-    models: tuple[str, ...] | None  # None when it does not say
+    documents: Mapping[str, Document] | None  # its models by id; None when it does not say
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes
+    silent: bool = False  # it has said nothing at all, which a busy one may do too
 
     @property
-    def good(self) -> bool:
-        return 200 <= self.status < 300
+    def models(self) -> tuple[str, ...] | None:
+        return tuple(self.documents) if self.documents is not None else None
 
 
-async def probe(transport: Transport, upstream: Upstream, *, within: float) -> Probe:
-    """Ask an upstream for its health and its models, `within` seconds for all of it."""
+Said = tuple[str, Mapping[str, Document] | None]
+
+
+async def probe(
+    transport: Transport, upstream: Upstream, *, within: float, listing: bool = True
+) -> Probe:
+    """Ask an upstream for its health and its models, `within` seconds for all of it.
+
+    Without `listing` its models are asked for only where nothing else tells how it is.
+    """
     began = clock.now()
+    silent = False
     try:
-        async with asyncio.timeout(within):
-            detail, models = await _ask(transport, upstream, within)
+        async with patient(within):
+            detail, documents = await _ask(transport, upstream, within, listing)
     except TimeoutError:
-        detail, models = f"no answer within {within:g} s", None
+        detail, documents, silent = f"no answer within {within:g} s", None, True
     except ProxyError as exc:
-        detail, models = _cause(exc, within), None
-    return Probe(detail == "ok", detail, models, clock.now() - began)
+        detail, documents = _cause(exc), None
+    return Probe(detail == "ok", detail, documents, clock.now() - began, silent)
 
 
-async def _ask(
-    transport: Transport, upstream: Upstream, within: float
-) -> tuple[str, tuple[str, ...] | None]:
+async def _ask(transport: Transport, upstream: Upstream, within: float, listing: bool) -> Said:
     if upstream.health:
-        health = await _get(transport, upstream, upstream.root + upstream.health, within)
+        health = await _get(transport, upstream, upstream.root + upstream.health)
         # Behind a plain URL may stand a server that has no such path, but models.
         generic = upstream.preset == "http" and health.status in (404, 405, 501)
         if not health.good and not generic:
             return _verdict(health.status), None
+        if health.good and not listing:
+            return "ok", None
     else:
         health = None
     try:
-        async with asyncio.timeout(within / 2 if health is not None else within):
-            listed = await _get(transport, upstream, f"{upstream.api}/models", within)
-    except (TimeoutError, UpstreamTimeout):
+        async with patient(within / 2 if health is not None else within):
+            listed = await _get(transport, upstream, f"{upstream.api}/models")
+    except TimeoutError:
         if health is None:
             raise
         return "ok", None  # it answers; llama-cpp-python lists no models while it generates
-    models = model_names(listed.body) if listed.good else None
+    documents = documents_in(listed.body) if listed.good else None
     if listed.status in (401, 403):
         return _verdict(listed.status), None
     if health is not None and health.good:
-        return "ok", models
+        return "ok", documents
     if not upstream.lists_models and listed.status < 500:
-        return "ok", models  # it answers, which is all that it can be asked for
-    if listed.good and models is None:
+        return "ok", documents  # it answers, which is all that it can be asked for
+    if listed.good and documents is None:
         return "its list of models is not one", None
-    return ("ok" if listed.good else _verdict(listed.status)), models
+    return ("ok" if listed.good else _verdict(listed.status)), documents
 
 
-async def _get(transport: Transport, upstream: Upstream, path: str, within: float) -> _Answer:
-    headers: list[Header] = [
-        (b"host", upstream.authority.encode()),
-        (b"accept", b"application/json"),
-        (b"accept-encoding", b"identity"),
-        (b"user-agent", _AGENT),
-        *upstream.credentials,
-    ]
-    outgoing = Outgoing(b"GET", path.encode(), headers)
-    call = await transport.open(outgoing, connect=within, answer=within)
-    try:
-        return _Answer(call.status, await _body(call, within))
-    finally:
-        call.close()
-
-
-async def _body(call: Call, within: float) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            part = await call.read(within)
-        except Silence:
-            raise UpstreamTimeout("The answer stopped half way.") from None
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST_LIST:
-            raise UpstreamBroken("The answer is too long for a list of models.")
-
-
-def model_names(body: bytes) -> tuple[str, ...] | None:
-    """Return the models in a list, OpenAI's or a native one; None when it is no list."""
-    try:
-        document = codec.loads(body)
-    except codec.NotJson:
-        return None
-    if not isinstance(document, dict):
-        return None
-    items = document.get("data", document.get("models"))
-    if not isinstance(items, list):
-        return None
-    names = [
-        item.get("id") or item.get("name") if isinstance(item, dict) else None for item in items
-    ]
-    return tuple(name for name in names if isinstance(name, str))
+async def _get(transport: Transport, upstream: Upstream, path: str) -> Page:
+    # No clock but the one around all of it.
+    return await fetch(transport, upstream, path, within=0, at_most=LARGEST_LIST)
 
 
 def _verdict(status: int) -> str:
@@ -135,10 +95,8 @@ def _verdict(status: int) -> str:
     return f"answers with status {status}"
 
 
-def _cause(error: ProxyError, within: float) -> str:
+def _cause(error: ProxyError) -> str:
     """Return what went wrong, in words that hold no address and no secret."""
-    if isinstance(error, UpstreamTimeout):
-        return f"no answer within {within:g} s"
     cause = error.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {cause.verify_message}"

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any
 
 from llmproxy import codec
+from llmproxy.errors import UpstreamBroken
 
 COMMENT = b": continued by another server\n\n"
 MOST_EVENT = 64 * 1024  # bytes of one event of the second stream
@@ -45,6 +46,10 @@ class Way(Enum):
 
 class CannotContinue(Exception):
     """The stream ends where it broke. The message is one word for metrics."""
+
+
+class NotThisWay(CannotContinue):
+    """It cannot be asked for in this way; perhaps it can in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,25 @@ def may_be_continued(asked: dict[str, Any]) -> bool:
     return "messages" in asked or isinstance(asked.get("prompt"), str)
 
 
+def _is_held_to_a_grammar(asked: dict[str, Any]) -> bool:
+    """Tell whether an engine lets only certain texts through: of a rest it would ask for all."""
+    form = asked.get("response_format")
+    return (
+        any(asked.get(name) is not None for name in _GRAMMARS)
+        or (isinstance(form, dict) and form.get("type", "text") != "text")
+        or asked.get("tool_choice") not in (None, "auto", "none")
+    )
+
+
+_GRAMMARS = (
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("grammar", "json_schema", "regex", "ebnf", "structural_tag"),
+)
+
+
 def _continue(asked: dict[str, Any], delivered: Delivered, preset: str) -> None:
+    if _is_held_to_a_grammar(asked):
+        raise NotThisWay("grammar")
     if delivered.chat:
         messages = asked["messages"]
         if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
@@ -149,6 +172,7 @@ class Continuation:
         self._to_skip = delivered.text if self._way is Way.AGAIN else ""
         self._skipped = 0
         self._left = b""
+        self.announced = False  # the caller was told that another server goes on
 
     @property
     def has_caught_up(self) -> bool:
@@ -180,7 +204,7 @@ class Continuation:
             return b"data: [DONE]\n\n"
         event = _parsed(data)
         if "error" in event:
-            raise CannotContinue("error")
+            raise UpstreamBroken("The model server reported an error in mid-stream.")
         choices = event.get("choices") or []
         silent = bool(choices)
         for choice in choices:

@@ -43,19 +43,8 @@ REPLAY_SAFE = frozenset(
 class Step(Enum):
     """What to do next."""
 
-    OTHER = auto()  # ask another server of the same model
-    SAME = auto()  # ask the same one again, after a pause
-    FALLBACK = auto()  # ask for the next model of the chain
-    CONTEXT = auto()  # ask for the model that takes longer prompts
-    STOP = auto()  # the caller gets what there is
-
-
-@dataclass(frozen=True, slots=True)
-class Next:
-    """One step, and how long to wait before it."""
-
-    step: Step
-    pause: float = 0.0
+    AGAIN = auto()  # ask another server, or the same one after a pause
+    LONGER = auto()  # ask for the model that takes longer prompts
 
 
 @dataclass(slots=True)
@@ -96,20 +85,19 @@ def after_failure(history: History, server: str, failure: ProxyError) -> Step | 
         return None
     if isinstance(failure, UpstreamUnreachable):
         history.shut.add(server)
-        return Step.OTHER  # it has not seen the request
+        return Step.AGAIN  # it has not seen the request
     if isinstance(failure, UpstreamAuth):
         history.shut.add(server)
-        return Step.OTHER
+        return Step.AGAIN
     if not history.replay_safe:
         return None
     if isinstance(failure, UpstreamTimeout):
         history.silent.add(server)
         history.timeouts += 1
-        return Step.OTHER if history.timeouts < 2 else None
+        return Step.AGAIN if history.timeouts < 2 else None
     if isinstance(failure, UpstreamBroken):
-        history.shut.add(server)
         history.breaks += 1
-        return Step.OTHER if history.breaks < MOST_BREAKS else None
+        return Step.AGAIN if history.breaks < MOST_BREAKS else None
     return None
 
 
@@ -118,8 +106,8 @@ def after_answer(history: History, complaint: Complaint) -> Step | None:
     if complaint in (Complaint.FINAL, Complaint.OPTION) or not history.replay_safe:
         return None
     if complaint is Complaint.TOO_LONG:
-        return Step.CONTEXT
-    return Step.OTHER if history.left > 0 else None
+        return Step.LONGER
+    return Step.AGAIN if history.left > 0 else None
 
 
 def pause_before(

@@ -1,26 +1,20 @@
 """One model server: the way to it, and what is known of how it is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
+from typing import Any
 
 from llmproxy import clock
 from llmproxy.records import Upstream
 from llmproxy.routing.breaker import Breaker
+from llmproxy.routing.engine_load import EngineLoad
 from llmproxy.transport.interface import Transport
 
 SLOW_START = 10.0  # seconds in which a server that has come back gets its full share again
 LEAST_SHARE = 0.1  # of its weight, at the beginning of that
 HALF_LIFE = 10.0  # seconds after which half of what was measured is forgotten
 
-
-@dataclass(slots=True)
-class EngineLoad:
-    """What an engine says of itself."""
-
-    running: int = 0
-    waiting: int = 0
-    kv_use: float = 0.0
-    seen_at: float = 0.0
+# Who owns the models of an engine that answers 404 to any other name.
+REFUSE_UNKNOWN = frozenset({"vllm", "sglang"})
 
 
 class Server:
@@ -33,14 +27,22 @@ class Server:
         *,
         now: Callable[[], float] = clock.now,
         breaker: Breaker | None = None,
+        most: int | None = None,
     ) -> None:
+        """`most` is how many of our requests it gets at once, if not what it is configured to
+        take: a worker has its part of that. 0 = no limit.
+        """
         self.upstream = upstream
         self.transport = transport
         self.breaker = breaker or Breaker(now)
+        self.most = upstream.max_inflight if most is None else most
         self.inflight = 0
         self.load: EngineLoad | None = None
-        self.models: frozenset[str] | None = None  # None: it has not told
+        self.documents: Mapping[str, Mapping[str, Any]] | None = None
+        """The models that it lists, by id, as it tells them; None: it has not told."""
+
         self.up = True  # as of the last probe
+        self.detail = "not asked yet"  # "ok", or what the last probe found wrong
         self.draining = False
         self.busy_until = 0.0  # it has asked to be left alone until then
         self.back_since = float("-inf")
@@ -62,11 +64,18 @@ class Server:
 
     @property
     def waiting(self) -> int:
-        return self.load.waiting if self.load is not None else 0
+        load = self.load
+        return load.waiting if load is not None and load.is_fresh(self._now()) else 0
+
+    @property
+    def others(self) -> int:
+        load = self.load
+        return load.others if load is not None and load.is_fresh(self._now()) else 0
 
     @property
     def kv_use(self) -> float:
-        return self.load.kv_use if self.load is not None else 0.0
+        load = self.load
+        return load.kv_use if load is not None and load.is_fresh(self._now()) else 0.0
 
     @property
     def latency(self) -> float:
@@ -75,17 +84,46 @@ class Server:
 
     @property
     def full(self) -> bool:
-        """Whether it has as many of our requests as it is configured to take."""
-        most = self.upstream.max_inflight
-        return most > 0 and self.inflight >= most
+        """Whether it has as many of our requests as it may get."""
+        return 0 < self.most <= self.inflight
 
-    def serves(self, model: str | None) -> bool:
-        """Tell whether it has a model, as far as it is known."""
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being asked of it: by a request, or by a probe of ours."""
+        pool = self.transport.statistics()
+        return self.inflight > 0 or pool["open"] > pool["idle"] or pool["waiting"] > 0
+
+    @property
+    def models(self) -> tuple[str, ...] | None:
+        """The names that it is known to answer to; None: nobody has said."""
+        if self.upstream.models:
+            return self.upstream.models
+        return tuple(self.documents) if self.documents is not None else None
+
+    def knows(self, model: str | None) -> bool | None:
+        """Tell whether it has a model; None when nobody can tell before it was asked."""
         if model is None:
             return True
         if self.upstream.models:
-            return model in self.upstream.models
-        return self.models is None or model in self.models
+            return _has(self.upstream.models, model)
+        documents = self.documents
+        if documents is None:
+            return None
+        if model in documents or _has(documents, model):
+            return True
+        return None if self._takes_any else False
+
+    @property
+    def _takes_any(self) -> bool:
+        """Whether it may answer to a name that it does not list.
+
+        Behind a plain URL stands one that refuses it only if everything it lists is owned by
+        such an engine.
+        """
+        upstream, documents = self.upstream, self.documents
+        if upstream.preset != "http" or not documents:
+            return upstream.any_model
+        return not all(each.get("owned_by") in REFUSE_UNKNOWN for each in documents.values())
 
     def first_token(self, seconds: float) -> None:
         """Note how long a first token took."""
@@ -101,3 +139,16 @@ class Server:
     def _faded(self) -> float:
         factor: float = 0.5 ** ((self._now() - self._measured_at) / HALF_LIFE)
         return factor
+
+
+def _has(names: Container[str], model: str) -> bool:
+    """Tell whether a model is among names, also as Ollama or Gemini write them."""
+    return (
+        model in names
+        or f"{model}{_LATEST}" in names
+        or (model.endswith(_LATEST) and model.removesuffix(_LATEST) in names)
+        or f"models/{model}" in names
+    )
+
+
+_LATEST = ":latest"

@@ -1,4 +1,4 @@
-"""The connection of one client: its clocks, its one request at a time, and its end.
+"""The connection of one client: its one request at a time, and its end.
 
 uvicorn runs it in the place of its own HTTP protocol and is asked for nothing but `config`,
 `server_state` and the list of connections it shuts down.
@@ -16,14 +16,15 @@ from uvicorn.server import ServerState
 
 from llmproxy.context import SCOPE_KEY
 from llmproxy.server.bounds import Bounds
+from llmproxy.server.client_clock import ClientClock
 from llmproxy.server.connections import Connections
 from llmproxy.server.exchange import Exchange, refusal
 from llmproxy.server.head_memory import HeadMemory
 from llmproxy.server.head_rules import Head, Refusal
+from llmproxy.server.intake import Intake
 from llmproxy.server.place import Place
-from llmproxy.server.progress import Progress
 from llmproxy.server.request_reader import RequestReader
-from llmproxy.server.sockets import FOR_EVER, reset_on_close
+from llmproxy.server.sockets import reset_on_close
 from llmproxy.types import EXCHANGE, Header
 
 RETRY_AFTER = ((b"retry-after", b"1"),)
@@ -60,15 +61,11 @@ class GuardedProtocol(asyncio.Protocol):
         # The request that comes in, and the one that is answered
         self._reader = RequestReader(self, bounds)
         self._exchange: Exchange | None = None
-        self._reading = True
-        self._paused_at = 0.0
-        self._body_began_at = 0.0
 
-        # The clock, and whether the client takes what waits for it
-        self.deadline = FOR_EVER
-        self._head_due: float | None = None  # of the first request: it began with the connection
+        # When the client is read and looked at, and whether it takes what waits for it
+        self._intake = cast("Intake", None)
+        self._clock = cast("ClientClock", None)
         self.blocked: asyncio.Future[None] | None = None  # while the client does not take more
-        self._progress = cast("Progress", None)
 
     # From the event loop
 
@@ -84,14 +81,17 @@ class GuardedProtocol(asyncio.Protocol):
             return
         self._server_state.connections.add(cast("Any", self))
         self._connections.idle(self)
-        self.deadline = self._head_due = self.loop.time() + self.bounds.head_timeout
-        self._progress = Progress(self.transport, self.bounds.write_timeout)
+        deadlines = self._connections.deadlines
+        self._intake = Intake(self.transport, self.loop)
+        self._clock = ClientClock(self, self.transport, self.bounds, deadlines, self.loop)
         self._place.learn(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(cast("Any", self))
         self._connections.remove(self)
-        self.deadline = FOR_EVER
+        if self._clock is not None:  # it was let in
+            self._clock.close()
+            self._intake.close()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.hang_up()
@@ -125,20 +125,26 @@ class GuardedProtocol(asyncio.Protocol):
         refused = reader.feed(data)
         if refused is not None:
             self._turn_away(refused)
+            return
+        exchange = self._exchange
+        if reader.in_head or (exchange is not None and not exchange.body_complete):
+            self._intake.heard(len(data))
 
     def pause_writing(self) -> None:
         self.blocked = self.loop.create_future()
-        self._watch_progress(self.bounds.write_timeout / 4)
+        self._clock.watch_progress(self.bounds.write_timeout / 4)
 
     def resume_writing(self) -> None:
         self._unblock()
         exchange = self._exchange
         if self._lingering:
-            self.deadline = self.loop.time() + self.bounds.linger
+            self._clock.allow(self.bounds.linger)
         elif exchange is None:
             self._wait_for_request()
+        elif exchange.body_complete:
+            self._clock.stop()
         else:
-            self.deadline = FOR_EVER if exchange.body_complete else self._body_due(exchange)
+            self._clock.set(self._clock.body_due(exchange.received))
 
     # For the reader
 
@@ -154,8 +160,7 @@ class GuardedProtocol(asyncio.Protocol):
         )
         scope["extensions"] = {EXCHANGE: exchange}
         self._exchange = exchange
-        self._body_began_at = self.loop.time()
-        self.deadline = self._body_began_at + self.bounds.body_timeout
+        self._clock.body_begins()
         exchange.task = task = self.loop.create_task(exchange.run(self._app))
         tasks = self._server_state.tasks
         tasks.add(task)
@@ -171,7 +176,7 @@ class GuardedProtocol(asyncio.Protocol):
     def body_arrived(self) -> None:
         """The request is complete: from now on only its client's leaving is of interest."""
         if self.blocked is None:
-            self.deadline = FOR_EVER
+            self._clock.stop()
         self.resume_reading()  # or nobody would notice that it does
 
     def date(self) -> bytes:
@@ -179,16 +184,11 @@ class GuardedProtocol(asyncio.Protocol):
         return lines_of(tuple(self._server_state.default_headers))
 
     def pause_reading(self) -> None:
-        if self._reading and not self.transport.is_closing():
-            self._reading = False
-            self._paused_at = self.loop.time()
-            self.transport.pause_reading()
+        self._intake.pause()
 
     def resume_reading(self) -> None:
-        if not self._reading and not self.transport.is_closing():
-            self._reading = True
-            self._body_began_at += self.loop.time() - self._paused_at  # it was not the client
-            self.transport.resume_reading()
+        if not self._intake.open:
+            self._clock.excuse(self._intake.resume())  # it was not the client
 
     async def unblocked(self) -> None:
         """Return once the client takes more, or is gone."""
@@ -229,7 +229,8 @@ class GuardedProtocol(asyncio.Protocol):
         if self._exchange is None and not self._reader.in_head and not self._lingering:
             # Not at once: a request may be on its way, and closing would lose it. It is
             # answered with `Connection: close`.
-            self.deadline = min(self.deadline, self.loop.time() + self.bounds.lame_duck)
+            soon = self.loop.time() + self.bounds.lame_duck
+            self._clock.set(min(self._clock.deadline, soon))
 
     def close_idle(self) -> None:
         self._close()
@@ -239,8 +240,8 @@ class GuardedProtocol(asyncio.Protocol):
         if self._lingering or self.transport.is_closing():
             self._look_at_rest(now)
         elif self.blocked is not None:
-            if self._progress.made(now):
-                self.deadline = now + self.bounds.write_timeout / 4
+            if self._clock.progress(now):
+                self._clock.set(now + self.bounds.write_timeout / 4)
             else:
                 self.transport.abort()
         elif exchange is not None:
@@ -253,31 +254,23 @@ class GuardedProtocol(asyncio.Protocol):
     def _look_at_body(self, exchange: Exchange, now: float) -> None:
         if exchange.late:
             self.transport.abort()
-        elif not self._reading:
-            self.deadline = now + self.bounds.body_timeout  # it is not the client who is slow
-        elif (due := self._body_due(exchange)) > now:
-            self.deadline = due
+        elif not self._intake.open:
+            self._clock.set(now + self.bounds.body_timeout)  # it is not the client who is slow
+        elif (due := self._clock.body_due(exchange.received)) > now:
+            self._clock.set(due)
         else:
-            self.deadline = now + self.bounds.linger
+            self._clock.set(now + self.bounds.linger)
             exchange.give_up_on_body()
-
-    def _body_due(self, exchange: Exchange) -> float:
-        allowed = self.bounds.body_timeout + exchange.received / self.bounds.body_rate
-        return self._body_began_at + allowed
 
     def _look_at_rest(self, now: float) -> None:
         """Abort once the last word has arrived, or nobody takes it any more."""
-        if self._progress.left and self._progress.made(now):
-            self.deadline = now + min(self.bounds.linger, self.bounds.write_timeout)
-        elif self._progress.left or self.transport.is_closing():
+        left = self._clock.left
+        if left and self._clock.progress(now):
+            self._clock.set(now + min(self.bounds.linger, self.bounds.write_timeout))
+        elif left or self.transport.is_closing():
             self.transport.abort()
         else:
             self._close()
-
-    def _watch_progress(self, seconds: float) -> None:
-        now = self.loop.time()
-        self._progress.start(now)
-        self.deadline = now + seconds
 
     def _unblock(self) -> None:
         blocked, self.blocked = self.blocked, None
@@ -289,16 +282,13 @@ class GuardedProtocol(asyncio.Protocol):
     def _begin_head(self) -> None:
         self._reader.begin_head()
         self._connections.busy(self)
-        # A first request has no more time than since the connection was made.
-        due = self._head_due
-        self._head_due = None
-        self.deadline = due if due is not None else self.loop.time() + self.bounds.head_timeout
+        self._intake.request_begins()
+        self._clock.head_begins()
 
     def _wait_for_request(self) -> None:
         self._reader.heard = False
         bounds = self.bounds
-        idle = bounds.lame_duck if self.closing_soon else bounds.idle_timeout
-        self.deadline = self.loop.time() + idle
+        self._clock.allow(bounds.lame_duck if self.closing_soon else bounds.idle_timeout)
 
     # The ends of a connection
 
@@ -339,14 +329,14 @@ class GuardedProtocol(asyncio.Protocol):
             self._close()
             return
         self._lingering = True
-        self._watch_progress(self.bounds.linger)
-        self.resume_reading()
+        self._clock.watch_progress(self.bounds.linger)
+        self._intake.wake()
         if self.transport.can_write_eof():  # TLS cannot; its client goes by our `close`
             self.transport.write_eof()
 
     def _close(self) -> None:
         """Close once everything is sent; a client that does not take it gets its time."""
-        self._watch_progress(self.bounds.write_timeout / 4)
+        self._clock.watch_progress(self.bounds.write_timeout / 4)
         self.transport.close()
 
 

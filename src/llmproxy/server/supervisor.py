@@ -90,6 +90,7 @@ class Supervisor:
         try:
             worker = start(
                 name,
+                index=replaces.index if replaces is not None else self._free_index(),
                 listening=self.listening,
                 board=self._board,
                 drain_timeout=self.drain_timeout,
@@ -101,6 +102,11 @@ class Supervisor:
             self._make_up_for(now, code=1, lived=0.0, served=False, replaces=replaces)
         else:
             self.workers.append(worker)
+
+    def _free_index(self) -> int:
+        """Return which of the workers is missing: each has its part of what all may do together."""
+        taken = {worker.index for worker in self.workers if not worker.leaving}
+        return next(index for index in range(len(taken) + 1) if index not in taken)
 
     def _look_after(self, worker: WorkerProcess, now: float) -> None:
         code = worker.process.poll()

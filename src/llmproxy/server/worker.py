@@ -1,6 +1,6 @@
 """One worker: serves on a socket that the supervisor has bound, until it is told to stop.
 
-    python -m llmproxy.server.worker --listen FD --lifeline FD --board DIR --name NAME
+    python -m llmproxy.server.worker --listen FD --lifeline FD --board DIR --name NAME --index N
 
 The lifeline is a socket to the supervisor, see `worker_process`. SIGTERM drains, however often
 it comes: whoever stops a service may send it to each of its processes, and so does the supervisor.
@@ -175,12 +175,6 @@ def most_connections() -> int:
     return max(1, (min(soft, PLENTY) - OWN_DESCRIPTORS) // 2)
 
 
-def place_of(name: str) -> int:
-    """Return which of the workers one is, from its name: they are numbered as they start."""
-    number = name.rpartition("-")[2]
-    return int(number) - 1 if number.isdigit() else 0
-
-
 def config_for(settings: Settings, app: LLMProxy) -> uvicorn.Config:
     """Return uvicorn's configuration."""
     return uvicorn.Config(
@@ -205,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lifeline", type=int, required=True)
     parser.add_argument("--board", required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--index", type=int, required=True)  # which of the workers, from 0
     arguments = parser.parse_args(argv)
     # The supervisor waits for its signals with them blocked, and we have inherited that.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -215,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_CONFIGURATION
     set_up_logging(settings.log_level, settings.log_format)
     form = json_line if settings.log_format == "json" else console_line
-    app = LLMProxy(settings, access_log=BatchLog(STDOUT, form), place=place_of(arguments.name))
+    app = LLMProxy(settings, access_log=BatchLog(STDOUT, form), place=arguments.index)
     board = Board(arguments.board, arguments.name, app.metrics)
     app.metrics.others = board.others
     lifeline = socket.socket(fileno=arguments.lifeline)

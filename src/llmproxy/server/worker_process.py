@@ -24,6 +24,7 @@ class WorkerProcess:
     """One worker process."""
 
     name: str
+    index: int  # which of the workers it is, from 0; whoever comes in its place is the same
     process: "subprocess.Popen[bytes]"
     lifeline: socket.socket
     started_at: float
@@ -69,6 +70,7 @@ class WorkerProcess:
 def start(
     name: str,
     *,
+    index: int,
     listening: socket.socket,
     board: str,
     drain_timeout: float,
@@ -80,7 +82,7 @@ def start(
     ours.setblocking(False)
     command = [sys.executable, "-m", "llmproxy.server.worker"]
     command += ["--listen", str(listening.fileno()), "--lifeline", str(theirs.fileno())]
-    command += ["--board", board, "--name", name]
+    command += ["--board", board, "--name", name, "--index", str(index)]
     with theirs:
         try:
             # A session of its own: Ctrl-C in a terminal is for the supervisor to pass on.
@@ -93,4 +95,6 @@ def start(
         except OSError:
             ours.close()
             raise
-    return WorkerProcess(name, process, ours, now, drain_timeout, replaces, now + START_LIMIT)
+    return WorkerProcess(
+        name, index, process, ours, now, drain_timeout, replaces, now + START_LIMIT
+    )

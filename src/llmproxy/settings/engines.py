@@ -17,6 +17,7 @@ from llmproxy.metering.prices import Price, prices
 from llmproxy.rate_limit.budgets import budgets
 from llmproxy.rate_limit.limits import limits
 from llmproxy.settings.faults import MASK, Refused, safe_url, shown
+from llmproxy.settings.lists import native
 from llmproxy.settings.upstreams import Given
 from llmproxy.store.urls import store_url
 
@@ -90,12 +91,12 @@ def read_prices(given: object) -> tuple[Price, ...]:
     """Read the price list."""
     if isinstance(given, tuple) and all(isinstance(item, Price) for item in given):
         return given
-    return _told(lambda value: prices(value).prices, given)
+    return told(lambda value: prices(value).prices, given)
 
 
 def read_claims(given: object) -> tuple[str, ...]:
     """Read what the claims of a token mean: `field=claim`."""
-    found = _told(lambda value: claims(value, fields=FIELDS), given)
+    found = told(lambda value: claims(value, fields=FIELDS), given)
     return tuple(f"{field}={claim}" for field, claim in found.mapping.items())
 
 
@@ -105,13 +106,14 @@ def reader(grammar: Callable[[object], tuple[T, ...]], kind: type[T]) -> Callabl
     def read(given: object) -> object:
         if isinstance(given, tuple | list) and all(isinstance(item, kind) for item in given):
             return tuple(given)
-        return _told(grammar, given)
+        return told(grammar, given)
 
     return read
 
 
-def _told(grammar: Callable[[object], T], given: object) -> T:
+def told(grammar: Callable[[object], T], given: object) -> T:
+    """Return what a grammar reads; refuse what it refuses. JSON in a text is read first."""
     try:
-        return grammar(given)
+        return grammar(native(given))
     except ValueError as exc:
         raise Refused((shown(given), str(exc))) from None

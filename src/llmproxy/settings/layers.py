@@ -10,8 +10,8 @@ from llmproxy.settings.faults import Refused, cut, refuse
 from llmproxy.settings.lists import strings
 from llmproxy.settings.variables import NOT_IN_THIS_VERSION
 
-BUILT_IN = ("auth", "rate_limit")
-LATER = ("metering", "semantic_cache", "routing")
+BUILT_IN = ("auth", "rate_limit", "routing")
+LATER = ("metering", "semantic_cache")
 DEFAULT = BUILT_IN
 
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")

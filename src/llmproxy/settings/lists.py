@@ -66,17 +66,22 @@ def option_list(given: object) -> tuple[str, ...]:
     return tuple(found)
 
 
+def native(given: object) -> object:
+    """Return what a text that begins like JSON says; anything else as it is."""
+    if not isinstance(given, str) or not given.lstrip().startswith(("[", "{")):
+        return given
+    try:
+        return codec.loads(given)
+    except codec.NotJson:
+        raise Refused((shown(given), "begins like JSON but is not valid JSON")) from None
+
+
 def _items(given: object, *, mapping_allowed: bool = False) -> Iterable[object]:
     if given is None:
         return ()
+    given = native(given)
     if isinstance(given, str):
-        text = given.strip()
-        if not text.startswith(("[", "{")):
-            return text.split(",")
-        try:
-            given = codec.loads(text)
-        except codec.NotJson:
-            raise Refused((shown(text), "begins like JSON but is not valid JSON")) from None
+        return given.split(",")
     if isinstance(given, Mapping):
         if not mapping_allowed:
             raise refuse(given, "must be a list")

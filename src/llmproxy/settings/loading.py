@@ -85,6 +85,20 @@ def _warnings(settings: Settings) -> list[str]:
             else []
         ),
         *_keyless(settings),
+        *_nowhere(settings),
+    ]
+
+
+def _nowhere(settings: Settings) -> list[str]:
+    """Warn of rules that leave no server, where it is known what servers there can be."""
+    if not settings.upstreams or any(each.found_by == "file" for each in settings.upstreams):
+        return []
+    known = frozenset[str]().union(*(upstream.tags for upstream in settings.upstreams))
+    return [
+        f"a rule in LLMPROXY_RULES sends requests to servers with the tag"
+        f" {' or '.join(sorted(rule.tags))}, and none has it in LLMPROXY_UPSTREAMS"
+        for rule in settings.rules
+        if rule.tags and rule.tags.isdisjoint(known)
     ]
 
 

@@ -24,6 +24,10 @@ from llmproxy.metering.prices import Price
 from llmproxy.rate_limit.budgets import budgets as read_budgets
 from llmproxy.rate_limit.limits import limits as read_limits
 from llmproxy.records import Budget, Clocks, Limit, Upstream
+from llmproxy.routing.aliases import Alias
+from llmproxy.routing.choosing import Choosing
+from llmproxy.routing.fallbacks import Chain
+from llmproxy.routing.rules import Rule
 from llmproxy.settings import addresses, layers, scalars
 from llmproxy.settings.contradictions import why_no_auth, why_not_kept
 from llmproxy.settings.engines import (
@@ -37,6 +41,16 @@ from llmproxy.settings.engines import (
 )
 from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, refuse
 from llmproxy.settings.lists import strings
+from llmproxy.settings.routes import (
+    read_aliases,
+    read_choosing,
+    read_fallbacks,
+    read_rules,
+    why_no_alias,
+    why_no_chain,
+    why_not_followed,
+    why_too_late,
+)
 from llmproxy.settings.texts import as_text
 from llmproxy.settings.upstream_options import why_no_certificate
 from llmproxy.settings.upstreams import Given, read_upstreams
@@ -148,11 +162,21 @@ class Settings(BaseSettings):
         Literal["counted", "reported", "none"],
         PlainValidator(scalars.choice("counted", "reported", "none")),
     ] = "counted"
+    routing: Annotated[Choosing, PlainValidator(read_choosing)] = Choosing()
+    aliases: Annotated[tuple[Alias, ...], PlainValidator(read_aliases)] = ()
+    fallbacks: Annotated[tuple[Chain, ...], PlainValidator(read_fallbacks)] = ()
+    rules: Annotated[tuple[Rule, ...], PlainValidator(read_rules)] = ()
+    retries: Annotated[int, PlainValidator(scalars.count(0, 10))] = 2
+    rescue: Annotated[
+        Literal["off", "same_model", "fallback"],
+        PlainValidator(scalars.choice("off", "same_model", "fallback")),
+    ] = "same_model"
     max_inflight: Annotated[int, PlainValidator(scalars.count(0, 1_000_000))] = 0
     queue_size: Annotated[int, PlainValidator(scalars.count(0, 1_000_000))] = 1000
     queue_timeout: Seconds = 30.0
     timeout_connect: Seconds = 3.0
     timeout_first_byte: Seconds = 120.0
+    first_token_limit: Seconds = 0.0
     timeout_answer: Seconds = 600.0
     timeout_idle: Seconds = 60.0
     timeout_total: Seconds = 0.0
@@ -269,6 +293,21 @@ class Settings(BaseSettings):
         if wrong:
             raise Refused(*(("", reason) for reason in wrong))
         return budget
+
+    @field_validator("routing", "aliases", "fallbacks", "rules", "first_token_limit", mode="after")
+    @classmethod
+    def _is_followed(cls, value: T, info: ValidationInfo) -> T:
+        wrong = why_not_followed(value, info.data)
+        match info.field_name, value:
+            case "aliases", tuple():
+                wrong += why_no_alias(value, info.data)
+            case "fallbacks", tuple():
+                wrong += why_no_chain(value, info.data)
+            case "first_token_limit", float():
+                wrong += why_too_late(value, info.data)
+        if wrong:
+            raise Refused(*(("", reason) for reason in wrong))
+        return value
 
     @field_serializer("*")
     def _without_secrets(self, value: Any) -> Any:

@@ -86,6 +86,16 @@ def choice(*allowed: str) -> Callable[[object], str]:
     return read
 
 
+def switch(given: object) -> bool:
+    """Read on or off; TOML and Python have words of their own for it."""
+    word = given.strip().lower() if isinstance(given, str) else given
+    if isinstance(word, bool):
+        return word
+    if word not in ("on", "off"):
+        raise refuse(given, "must be on or off")
+    return word == "on"
+
+
 def admin_key(given: object) -> str:
     """Read a key that opens doors: something that nobody can guess or has read in an example."""
     if not isinstance(given, str) or not given.strip():

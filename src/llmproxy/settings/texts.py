@@ -6,6 +6,10 @@ from llmproxy.metering.prices import Price, price_text
 from llmproxy.rate_limit.budgets import budget_text
 from llmproxy.rate_limit.limits import limit_text
 from llmproxy.records import Budget, Limit, Upstream
+from llmproxy.routing.aliases import Alias, alias_text
+from llmproxy.routing.choosing import Choosing, choosing_text
+from llmproxy.routing.fallbacks import Chain, chain_text
+from llmproxy.routing.rules import Rule, rule_text
 from llmproxy.settings.faults import MASK
 from llmproxy.settings.upstreams import described
 
@@ -33,6 +37,14 @@ def as_text(value: object) -> str:
             return budget_text(value)
         case Price():
             return price_text(value)
+        case Choosing():
+            return choosing_text(value)
+        case Alias():
+            return alias_text(value)
+        case Chain():
+            return chain_text(value)
+        case Rule():
+            return rule_text(value)
         case tuple():
             return ",".join(as_text(item) for item in value)
         case float():

@@ -11,11 +11,16 @@ from llmproxy.protocol.presets import GENERIC, PRESETS
 from llmproxy.records import Upstream
 from llmproxy.settings.faults import Refused
 from llmproxy.settings.lists import option_list
-from llmproxy.settings.scalars import count, existing_file, is_sendable, why_unreadable
+from llmproxy.settings.scalars import count, existing_file, is_sendable, switch, why_unreadable
 from llmproxy.types import Header
 
 TLS_OPTIONS = frozenset({"ca", "cert"})
-KEY_HEADERS = frozenset(preset.key_header.encode() for preset in (GENERIC, *PRESETS.values()))
+# vLLM and SGLang can schedule by classes; behind a plain URL either of them may stand.
+WITH_PRIORITY = frozenset({"vllm", "sglang", "http"})
+CONSUL_TOKEN = b"x-consul-token"
+KEY_HEADERS = frozenset(
+    {CONSUL_TOKEN, *(preset.key_header.encode() for preset in (GENERIC, *PRESETS.values()))}
+)
 
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -31,13 +36,19 @@ class Options:
     models: tuple[str, ...] = ()
     weight: int = 1
     max_inflight: int = 0
+    priority: bool = False
     tags: tuple[str, ...] = ()
     ca: str | None = None
     cert: str | None = None
     proxy: str | None = None
 
     def credentials(self, server: Upstream) -> tuple[Header, ...]:
-        """Return the headers that the server wants from us with every request."""
+        """Return the headers that the server wants from us with every request.
+
+        Those of a Consul template are for Consul alone.
+        """
+        if server.found_by == "consul":
+            return ((CONSUL_TOKEN, self.key.encode()),) if self.key is not None else ()
         preset = PRESETS.get(server.preset, GENERIC)
         headers = [(name.encode(), value.encode()) for name, value in preset.headers]
         if self.key is not None:
@@ -149,6 +160,7 @@ _READERS: dict[str, Callable[[object, Mapping[str, str]], object]] = {
     "weight": lambda given, _: count(1, 1_000_000)(given),
     "key": _key,
     "max_inflight": lambda given, _: count(0, 1_000_000)(given),
+    "priority": lambda given, _: switch(given),
     "tags": lambda given, _: _tags(given),
     "ca": lambda given, _: _ca(given),
     "cert": lambda given, _: _cert(given),

@@ -29,6 +29,13 @@ IN_THIS_VERSION = (
     "BUDGET",
     "PRICES",
     "CHARGE_CANCELLED",
+    "ROUTING",
+    "ALIASES",
+    "FALLBACKS",
+    "RULES",
+    "RETRIES",
+    "RESCUE",
+    "FIRST_TOKEN_LIMIT",
     "MAX_INFLIGHT",
     "QUEUE_SIZE",
     "QUEUE_TIMEOUT",
@@ -56,12 +63,6 @@ IN_THIS_VERSION = (
 
 # Named by the public contract and refused by name until they are built.
 LATER = (
-    "ROUTING",
-    "ALIASES",
-    "FALLBACKS",
-    "RETRIES",
-    "RESCUE",
-    "FIRST_TOKEN_LIMIT",
     "CACHE",
     "CACHE_TTL",
     "CACHE_SIZE",

@@ -39,7 +39,8 @@ class HttpxTransport:
         self._active = 0
         self._closing: set[asyncio.Task[None]] = set()
         scheme = "https" if upstream.scheme == "https" else "http"
-        self._origin = f"{scheme}://{upstream.authority}"
+        self._origin = f"{scheme}://{upstream.address}"
+        self._name = {"sni_hostname": upstream.server_name} if upstream.server_name else {}
         # The transport alone, not a client: no redirects, no cookies, no default headers,
         # no proxies or certificates out of the environment.
         self._http = httpx.AsyncHTTPTransport(
@@ -95,6 +96,7 @@ class HttpxTransport:
                     "pool": self._limits.queue_timeout,
                 },
                 "trace": trace,
+                **self._name,
             },
             stream=_Body(outgoing.body),
         )

@@ -9,8 +9,8 @@ from llmproxy.types import Header
 if TYPE_CHECKING:
     from llmproxy.transport.http1.connection import Connection
 
-# Above the first the socket is no longer read, below the second it is again. One read of the
-# event loop brings up to 256 KiB, so this is about what a client that stands still can hold.
+# Above the first the socket is no longer read, below the second it is again. What a client that
+# stands still can hold is this, one read, and the piece that waits for the client already.
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
 FOR_EVER = float("inf")

@@ -22,6 +22,7 @@ class Http1Transport:
         self._upstream = upstream
         self._limits = limits
         self._tls = tls_for(upstream)
+        self._name = upstream.server_name or upstream.host
         self._addresses = Addresses(upstream.host, upstream.port, resolve)
         self._loop = asyncio.get_running_loop()
         self._pool = Pool(limits, self._loop)
@@ -114,7 +115,7 @@ class Http1Transport:
             host,
             port,
             ssl=self._tls,
-            server_hostname=self._upstream.host if self._tls is not None else None,
+            server_hostname=self._name if self._tls is not None else None,
         )
         return connection
 

@@ -3,9 +3,12 @@
 Rule 1: a byte that nobody asked for ends the connection; it never reaches the next caller.
 Rule 2: how an answer is delimited is decided here, from its head; where the parser is more
         lenient than we are, we win.
+Rule 3: a read is bounded. The event loop would bring 256 KiB at once, which a client that has
+        stopped reading then holds.
 """
 
 import asyncio
+import threading
 from typing import Protocol, cast
 
 import httptools
@@ -21,6 +24,7 @@ from llmproxy.types import Header
 MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead included
 WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
 SMALL = 64 * 1024  # bytes; up to here head and body go out as one piece
+READ = 64 * 1024  # bytes that one read brings at most
 
 
 class Owner(Protocol):
@@ -33,7 +37,18 @@ class Owner(Protocol):
         """The connection is gone."""
 
 
-class Connection(asyncio.Protocol):
+class _Landing(threading.local):
+    """Where reads land: one place for all connections of an event loop, which reads one after
+    the other. What is read is copied out of it at once."""
+
+    def __init__(self) -> None:
+        self.place = memoryview(bytearray(READ))
+
+
+_landing = _Landing()
+
+
+class Connection(asyncio.BufferedProtocol):
     """The socket, its parser, and the call that they work for."""
 
     def __init__(self, name: str, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
@@ -60,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._without_body = False  # the answer to HEAD
 
         # The answer that is being read
+        self._landing = _landing.place
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[Header] = []
         self._pieces: list[bytes] = []  # of the body, from the current read
@@ -155,7 +171,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's do not inherit from it
         self.opened_at = self._loop.time()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._landing
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.feed(self._landing[:nbytes].tobytes())
+
+    def feed(self, data: bytes) -> None:
+        """Read on."""
         call = self._call
         if call is None:
             self.abandon()

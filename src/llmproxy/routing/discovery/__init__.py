@@ -1,0 +1,1 @@
+"""Which servers there are, where that changes: names, services, files, this machine."""

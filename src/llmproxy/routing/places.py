@@ -1,0 +1,82 @@
+"""Waiting for a server that takes no more of our requests than it is configured to.
+
+Whoever waits for the same model is served in the order in which they came.
+"""
+
+import asyncio
+import math
+from collections import deque
+
+from llmproxy import clock
+from llmproxy.errors import Overloaded
+from llmproxy.routing.server import Server
+
+
+class Places:
+    """Those who wait, by the model they wait for."""
+
+    def __init__(self, *, most: int, within: float) -> None:
+        """`most` may wait, each `within` seconds; 0 = for ever."""
+        self._most = most
+        self._within = within
+        self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}
+        self._count = 0
+
+    def are_waited_for(self, model: str | None) -> bool:
+        """Tell whether somebody waits for this model, before whom nobody else may be served."""
+        return model in self._waiting
+
+    def until(self, deadline: float) -> float:
+        """Return when somebody who comes now has waited for long enough."""
+        return min(deadline, clock.now() + self._within) if self._within else deadline
+
+    async def wait(self, model: str | None, *, until: float, first: bool = False) -> None:
+        """Return when a server of this model may have a place.
+
+        `first`: it was this one's turn already, and somebody was faster.
+        """
+        if self._count >= self._most:
+            raise _full()
+        left = until - clock.now()
+        called = asyncio.get_running_loop().create_future()
+        row = self._waiting.setdefault(model, deque())
+        (row.appendleft if first else row.append)(called)
+        self._count += 1
+        try:
+            async with asyncio.timeout(left if left != math.inf else None):
+                await called
+        except TimeoutError:
+            if called.cancelled() or not called.done():
+                raise _full() from None
+        except BaseException:
+            if called.done() and not called.cancelled():
+                self._wake(model)  # it was our turn, and now it is the next one's
+            raise
+        finally:
+            self._count -= 1
+            if called in row:
+                row.remove(called)
+            if not row and self._waiting.get(model) is row:
+                del self._waiting[model]
+
+    def freed(self, server: Server) -> None:
+        """Tell that a request of a server is over."""
+        if self._waiting and server.most:
+            for model in list(self._waiting):
+                if server.knows(model) is not False:
+                    self._wake(model)
+
+    def _wake(self, model: str | None) -> None:
+        row = self._waiting.get(model)
+        while row:
+            called = row.popleft()
+            if not called.done():
+                called.set_result(None)
+                return
+
+
+def _full() -> Overloaded:
+    return Overloaded(
+        "Every model server that could answer has as much to do as it may be given.",
+        retry_after=1,
+    )

@@ -1,0 +1,163 @@
+"""The rules by which requests are sent on their way among the servers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmproxy import clock, codec
+from llmproxy.protocol.endpoints import serves
+from llmproxy.records import Endpoint, InferenceRequest
+from llmproxy.routing import policies
+from llmproxy.routing.aliases import Aliases
+from llmproxy.routing.choosing import Choosing
+from llmproxy.routing.course import Course
+from llmproxy.routing.fallbacks import Fallbacks
+from llmproxy.routing.prefix import PrefixMemory
+from llmproxy.routing.registry import Registry
+from llmproxy.routing.retry import REPLAY_SAFE, History, RetryBudget
+from llmproxy.routing.rules import Facts, Rules
+from llmproxy.routing.server import Server
+from llmproxy.routing.session import session_of
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request, as far as it matters where it goes."""
+
+    method: str
+    path: bytes
+    fields: Mapping[bytes, bytes]
+    endpoint: Endpoint
+    asked: InferenceRequest
+    body: bytes | None  # None for an upload, which can be sent once
+    key: str | None  # who is calling
+    facts: Callable[[], Facts]  # what rules ask for
+
+
+class Router:
+    """Knows the servers and the rules, and makes a course for each request."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        choosing: Choosing,
+        aliases: Aliases,
+        fallbacks: Fallbacks,
+        rules: Rules,
+        retries: int,
+        now: Callable[[], float] = clock.now,
+    ) -> None:
+        self.registry = registry
+        self.aliases = aliases
+        self._choosing = choosing
+        self._fallbacks = fallbacks
+        self._rules = rules
+        self._retries = retries
+        self._now = now
+        self._budget = RetryBudget(now)
+        self._turns: dict[str | None, policies.RoundRobin] = {}
+        self._prefixes = PrefixMemory()
+
+    def course(self, wish: Wish) -> Course:
+        """Return the way of one request."""
+        tags: frozenset[str] = frozenset()
+        model = wish.asked.model
+        if self._rules:
+            decision = self._rules.decide(wish.facts())
+            tags = decision.tags
+            model = decision.model or model
+        if self.aliases:
+            model = self.aliases.resolve(model, self._who(wish))
+        replay_safe = wish.body is not None and (
+            wish.endpoint.name in REPLAY_SAFE
+            or wish.method in SAFE_METHODS
+            or (wish.endpoint.name == "responses" and wish.asked.unstored)
+        )
+        return Course(
+            models=(model, *self._fallbacks.on_failure(model)),
+            longer=self._fallbacks.when_too_long(model),
+            candidates=lambda wanted: self.candidates(wanted, wish, tags),
+            choose=lambda able: self._choose(able, wish, model),
+            history=History(most=1 + self._retries, replay_safe=replay_safe),
+            budget=self._budget,
+            now=self._now,
+        )
+
+    def candidates(
+        self, model: str | None, wish: Wish, tags: frozenset[str] = frozenset()
+    ) -> Sequence[Server]:
+        """Return the servers that could answer: those that have the model, else those that may.
+
+        Of these the healthy ones, while there are any: a probe that fails everywhere says more
+        about the probe than about the servers.
+        """
+        servers: Sequence[Server] = self.registry.servers
+        endpoint = wish.endpoint
+        if endpoint.native or endpoint.management:
+            servers = [server for server in servers if serves(server.upstream, wish.path)]
+        if tags:
+            servers = [server for server in servers if not tags.isdisjoint(server.upstream.tags)]
+        able = [server for server in servers if server.knows(model)]
+        if not able:
+            able = [server for server in servers if server.knows(model) is None]
+        able = [server for server in able if not server.draining]
+        return [server for server in able if server.up] or able
+
+    def _choose(self, able: Sequence[Server], wish: Wish, model: str | None) -> Server:
+        if len(able) == 1:
+            return able[0]
+        match self._choosing.policy_for(model):
+            case "least_load":
+                return policies.least_load(able)
+            case "round_robin":
+                return self._turns_of(model)(able)
+            case "weighted":
+                return policies.weighted(able)
+            case "p2c":
+                return policies.p2c(able)
+            case "latency":
+                return policies.latency(able)
+            case "prefix" if wish.body:
+                return self._prefixes.choose(able, wish.body)
+            case "session" if (session := self._session(wish)) is not None:
+                return policies.bounded_hash(able, session)
+        return policies.least_load(able)
+
+    def _turns_of(self, model: str | None) -> policies.RoundRobin:
+        # Models that share servers take turns of their own: one row for all of them would
+        # send every second model to the same server.
+        if (turns := self._turns.get(model)) is None:
+            if len(self._turns) >= _MOST_ROWS:
+                self._turns.clear()
+            turns = self._turns[model] = policies.RoundRobin()
+        return turns
+
+    def _who(self, wish: Wish) -> str | None:
+        """Return who stays with the target of an alias that it got once."""
+        session = wish.fields.get(b"x-session-id")
+        return session.decode("latin-1") if session else wish.key
+
+    def _session(self, wish: Wish) -> bytes | None:
+        session = session_of(wish.fields, None)
+        if session is None and wish.body:
+            return session_of(wish.fields, _user_in(wish.body))
+        return session
+
+
+_MOST_ROWS = 1024
+
+
+def _user_in(body: bytes) -> str | None:
+    """Return whom a body says it is sent for."""
+    try:
+        asked = codec.loads(body)
+    except codec.NotJson:
+        return None
+    if not isinstance(asked, dict):
+        return None
+    parameters = asked.get("session_params")
+    session = parameters.get("session_id") if isinstance(parameters, dict) else None
+    name = session or asked.get("user")
+    return name if isinstance(name, str) and name else None

@@ -1,0 +1,256 @@
+"""What a client sees of a stream whose server breaks after it began."""
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from llmproxy.routing.rescue import COMMENT
+from tests.support.client import request_bytes
+from tests.support.fleet import (
+    DONE,
+    Member,
+    asked_for,
+    breaking,
+    event,
+    failing,
+    fleet,
+    speaking,
+    text_of,
+)
+from tests.support.upstream import Exchange, Request
+
+PATH = b"/v1/chat/completions"
+TEXT = "The quick brown fox jumps over the lazy dog"
+BEGUN = "The quick brown fox"
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+def chat(**changed: object) -> bytes:
+    """Return a request for a stream."""
+    return request_bytes(PATH, body=orjson.dumps({**ASKED, **changed}))
+
+
+def _reset(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+def _cut(exchange: Exchange) -> None:
+    exchange.close()
+
+
+def _end(exchange: Exchange) -> None:
+    exchange.end()
+
+
+def _half(exchange: Exchange) -> None:
+    exchange.chunk(event({"content": " jum"})[:40])
+    exchange.close()
+
+
+def _nonsense(exchange: Exchange) -> None:
+    exchange.send(b"zz\r\nthis is no chunk\r\n")
+
+
+def _says_so(exchange: Exchange) -> None:
+    exchange.chunk(b'data: {"error": {"message": "out of memory"}}\n\n')
+    exchange.chunk(DONE)
+    exchange.end()
+
+
+def _stalls(exchange: Exchange) -> None:
+    pass
+
+
+BREAKS = [
+    pytest.param(_reset, id="reset"),
+    pytest.param(_cut, id="cut"),
+    pytest.param(_end, id="ended_without_a_finish"),
+    pytest.param(_half, id="cut_inside_an_event"),
+    pytest.param(_nonsense, id="malformed_chunk"),
+    pytest.param(_says_so, id="error_event"),
+    pytest.param(_stalls, id="stall"),
+]
+
+
+@pytest.mark.parametrize("preset", ["http", "vllm"])
+@pytest.mark.parametrize("how", BREAKS)
+async def test_another_server_finishes_the_text(
+    how: Callable[[Exchange], None], preset: str
+) -> None:
+    """The client gets one stream, with one text, and a comment where it was gone on with."""
+    first = Member(breaking(BEGUN, how))
+    # Asked again from the beginning it says all of it; asked to go on, only the rest.
+    async with fleet(first, speaking(TEXT), preset=preset, timeout_idle=0.3) as (proxy, (_, b)):
+        answer, whole = await proxy.asked(chat())
+
+        assert whole
+        assert text_of(answer.body) == TEXT
+        assert answer.body.count(COMMENT) == 1
+        assert answer.body.endswith(DONE)
+        assert answer.body.count(b'"role"') == 1
+        assert b"out of memory" not in answer.body
+        assert (await proxy.log.line())["rescues"] == 1
+        assert proxy.sample("rescues_total", result="rescued") == 1
+        asked = asked_for(b.asked[0])
+        if preset == "vllm":
+            assert asked["messages"][-1] == {"role": "assistant", "content": BEGUN}
+            assert asked["continue_final_message"] is True
+        else:
+            assert asked == ASKED
+
+
+async def test_a_text_that_differs_is_no_continuation() -> None:
+    """The stream ends in an error, and what the client has is what the first server said."""
+    async with fleet(breaking(BEGUN, _reset), speaking("Something else")) as (proxy, _):
+        answer, _ = await proxy.asked(chat())
+
+        assert text_of(answer.body) == BEGUN
+        assert b'"error"' in answer.body
+        assert DONE not in answer.body
+        assert proxy.sample("rescues_total", result="differs") == 1
+
+
+async def test_a_prefill_that_is_refused_is_asked_again_from_the_beginning() -> None:
+    """An engine that does not know the option says 400."""
+    calls: list[Request] = []
+
+    async def refusing(exchange: Exchange, request: Request) -> None:
+        calls.append(request)
+        if "continue_final_message" in asked_for(request):
+            await failing(b"400 Bad Request")(exchange, request)
+        else:
+            await speaking(TEXT)(exchange, request)
+
+    async with fleet(breaking(BEGUN, _reset), refusing, preset="vllm") as (proxy, _):
+        answer, whole = await proxy.asked(chat())
+
+        assert whole
+        assert text_of(answer.body) == TEXT
+        assert len(calls) == 2
+
+
+async def test_it_is_finished_by_the_third_when_the_second_breaks_too() -> None:
+    """What the second has added is part of what the third goes on from."""
+    second = breaking("The quick brown fox jumps over", _reset)
+    async with fleet(breaking(BEGUN, _reset), second, speaking(TEXT), retries=3) as (proxy, _):
+        answer, whole = await proxy.asked(chat())
+
+        assert whole
+        assert text_of(answer.body) == TEXT
+        assert answer.body.count(COMMENT) == 2
+
+
+async def test_a_fallback_goes_on_only_where_that_is_allowed() -> None:
+    """Another model's words are not the first one's."""
+    for rescue, text in (("same_model", BEGUN), ("fallback", TEXT)):
+        async with fleet(
+            Member(breaking(BEGUN, _reset)),
+            Member(speaking(TEXT), options=";models=small"),
+            fallbacks="m=small",
+            rescue=rescue,
+        ) as (proxy, _):
+            answer, _ = await proxy.asked(chat())
+            assert text_of(answer.body) == text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"n": 2}, id="several_choices"),
+        pytest.param({"logprobs": True}, id="logprobs"),
+    ],
+)
+async def test_what_cannot_be_continued_ends_in_its_error(changed: dict[str, object]) -> None:
+    """No other server is asked."""
+    async with fleet(breaking(BEGUN, _reset), speaking(TEXT)) as (proxy, (_, b)):
+        answer, _ = await proxy.asked(chat(**changed))
+
+        assert text_of(answer.body) == BEGUN
+        assert b'"upstream_error"' in answer.body
+        assert not b.asked
+
+
+async def test_half_a_tool_call_is_not_continued() -> None:
+    """Arguments that two models have written belong to neither."""
+
+    async def calling(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": '{"a'}}
+        exchange.chunk(event({"tool_calls": [call]}))
+        exchange.reset()
+
+    async with fleet(calling, speaking(TEXT)) as (proxy, (_, b)):
+        answer, _ = await proxy.asked(chat())
+
+        assert b'"upstream_error"' in answer.body
+        assert not b.asked
+        assert proxy.sample("rescues_total", result="more_than_text") == 1
+
+
+async def test_an_error_event_that_nobody_can_make_good_is_passed_on() -> None:
+    """In the engine's own words, once."""
+    other = Member(speaking(TEXT), options=";models=x")
+    async with fleet(breaking(BEGUN, _says_so), other) as (proxy, _):
+        answer, _ = await proxy.asked(chat())
+
+        assert text_of(answer.body) == BEGUN
+        assert answer.body.count(b'"error"') == 1
+        assert b"out of memory" in answer.body
+
+
+async def test_an_error_event_before_any_text_is_tried_elsewhere() -> None:
+    """Nothing was said yet."""
+    async with fleet(breaking("", _says_so), speaking(TEXT)) as (proxy, _):
+        answer, whole = await proxy.asked(chat())
+
+        assert whole
+        assert text_of(answer.body) == TEXT
+
+
+async def test_a_caller_who_leaves_is_not_rescued() -> None:
+    """Nobody is asked on behalf of somebody who has gone."""
+    async with fleet(breaking(BEGUN, _stalls), speaking(TEXT)) as (proxy, (a, b)):
+        async with proxy.client() as client:
+            client.send(chat())
+            await client.until(b"fox")
+        assert a.server is not None
+        await a.server.reached()
+        assert (await proxy.log.line())["outcome"] == "client_gone"
+        assert not b.asked
+
+
+async def test_usage_counts_what_was_generated_for_the_text() -> None:
+    """Prompt of the question, completion of the whole answer."""
+
+    async def going_on(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        exchange.chunk(event({"content": " jumps"}))
+        usage = {"prompt_tokens": 14, "completion_tokens": 1, "total_tokens": 15}
+        exchange.chunk(event({}, "stop", usage=usage))
+        exchange.chunk(DONE)
+        exchange.end()
+
+    async with fleet(breaking(BEGUN, _reset), going_on, preset="vllm") as (proxy, _):
+        answer, _ = await proxy.asked(chat(stream_options={"include_usage": True}))
+
+        assert b'"prompt_tokens":10,"completion_tokens":5,"total_tokens":15' in answer.body
+
+
+async def test_nothing_is_kept_when_rescue_is_off() -> None:
+    """The stream ends where it broke."""
+    async with fleet(breaking(BEGUN, _reset), speaking(TEXT), rescue="off") as (proxy, (_, b)):
+        answer, _ = await proxy.asked(chat())
+
+        assert text_of(answer.body) == BEGUN
+        assert not b.asked
+
+
+async def test_a_break_counts_against_the_server() -> None:
+    """As much as an error before the first byte."""
+    async with fleet(breaking(BEGUN, _reset), breaking(BEGUN, _reset)) as (proxy, _):
+        for _ in range(12):
+            await asyncio.gather(*(proxy.asked(chat(n=2)) for _ in range(4)))
+
+        assert proxy.sample("breaker_state", upstream="a") == 2
