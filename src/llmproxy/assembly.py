@@ -153,7 +153,7 @@ def assemble(
             workers=settings.workers,
             store_down=settings.store_down,
             charge_cancelled=settings.charge_cancelled,
-            at_once=not settings.store.shared,
+            at_once=store if isinstance(store, MemoryStore) else None,
             counters=metrics,
         ),
     )

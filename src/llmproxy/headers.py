@@ -40,7 +40,7 @@ def with_headers(message: Message, extra: Sequence[Header]) -> Message:
 
 def with_headers_set(message: Message, own: Sequence[Header]) -> Message:
     """Return the message with these headers in the place of any that have their names."""
-    names = {name for name, _ in own}
+    names = dict(own)
     kept = [header for header in message.get("headers", ()) if header[0] not in names]
     return {**message, "headers": [*kept, *own]}
 

@@ -186,8 +186,7 @@ class Principal:
     expires: float | None = None  # seconds since 1970
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):  # for the same reason
     """What one request has used."""
 
     prompt: int = 0

@@ -137,7 +137,7 @@ def office(
     store = store or FailingStore()
     issued, audit = IssuedKeys(store), AuditLog(store)
     entries: tuple[KeyEntry, ...] = keys(configured, fields=FIELDS, environ={})
-    limiter = Limiter(store, store, limits=limits(limit), budgets=budgets(budget), at_once=True)
+    limiter = Limiter(store, store, limits=limits(limit), budgets=budgets(budget))
     register = KeyRegister(
         issued, audit, fields=FIELDS, configured=lambda: entries, objections=objections
     )

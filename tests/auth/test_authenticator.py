@@ -1,5 +1,6 @@
 """Several methods at once: each credential is for one of them, and all fail alike."""
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
 
@@ -20,7 +21,7 @@ from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Role
 from llmproxy.types import Header
 from tests.auth.issuer import Issuer, issuing
-from tests.auth.making import ALICE, FIELDS, Seen, ShakyStore, bearer, call, entries
+from tests.auth.making import ALICE, FIELDS, Seen, ShakyStore, Time, bearer, call, entries
 from tests.auth.test_signatures import BODY, signed_headers
 
 VIEWER = "sk-viewer-8f3KpQz71LmX"
@@ -169,3 +170,73 @@ async def test_who_may_look_and_who_may_change(
     store.down = True
     with pytest.raises(StoreUnavailable):
         await everybody.may_view(call(bearer(new_key())))
+
+
+async def test_who_comes_again_is_known_without_a_look_at_the_key(
+    everybody: Authenticator, store: ShakyStore
+) -> None:
+    """By digests alone, which show nothing; neither the clock nor the store makes it wait."""
+    new = await IssuedKeys(store).create("bob")
+    for secret in (ALICE, ADMIN, new.secret):
+        asked = call(bearer(secret))
+        found = await everybody.authenticate(asked)
+        known = everybody.known(asked)
+
+        assert known is not None
+        assert everybody.again(known, asked.client) is found
+        Seen(repr(known)).has_none_of(secret, *filter(None, known))
+
+
+async def test_what_must_be_checked_each_time_is_not_known(
+    everybody: Authenticator, issuer: Issuer
+) -> None:
+    """A signature is good once, a token until it is over, a certificate for its connection."""
+    calls = [call(*signed()), call(bearer(issuer.token())), call(*CERTIFICATE, peer="10.0.0.1")]
+    for asked in calls:
+        await everybody.authenticate(asked)
+        assert everybody.known(asked) is None
+
+
+async def test_who_is_known_may_be_refused_all_the_same(store: ShakyStore, passing: Time) -> None:
+    """When the key is taken away or over, and from an address where it is not good."""
+    configured = ConfiguredKeys(entries(GIVEN))
+    authenticator = Authenticator(keyring=Keyring(configured, issued=Directory(IssuedKeys(store))))
+    alice, nearby = call(bearer(ALICE)), call(bearer(NEARBY), client="10.9.9.9")
+    for asked in (alice, nearby):
+        await authenticator.authenticate(asked)
+    knows_alice, knows_nearby = authenticator.known(alice), authenticator.known(nearby)
+    assert knows_alice is not None and knows_nearby is not None
+
+    assert authenticator.again(knows_nearby, "10.9.9.9") is not None
+    with pytest.raises(AddressNotAllowed):
+        authenticator.again(knows_nearby, "192.0.2.7")
+    configured.replace(entries(f"alice:{ALICE};expires=2100-01-01"))
+    assert authenticator.again(knows_nearby, "10.9.9.9") is None
+    assert authenticator.again(knows_alice, None) is not None
+    passing.passes(100 * 366 * 86_400)
+    assert authenticator.again(knows_alice, None) is None
+
+
+async def test_a_revoked_key_is_not_known_for_longer_than_it_would_be_found(
+    store: ShakyStore, passing: Time
+) -> None:
+    """Whoever uses it all the time is refused within five seconds, too."""
+    issued = IssuedKeys(store)
+    new = await issued.create("bob")
+    authenticator = Authenticator(keyring=Keyring(ConfiguredKeys(), issued=Directory(issued)))
+    asked = call(bearer(new.secret))
+    await authenticator.authenticate(asked)
+    known = authenticator.known(asked)
+    assert known is not None
+    await issued.revoke("bob")
+
+    found = []
+    with pytest.raises(Unauthenticated):
+        for _ in range(50):
+            passing.passes(0.1)
+            found.append(
+                authenticator.again(known, None) or await authenticator.authenticate(asked)
+            )
+            await asyncio.sleep(0)
+    assert 5 < len(found) < 49
+    await authenticator.aclose()

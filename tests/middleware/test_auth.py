@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmproxy.auth.authenticator import Authenticator
+from llmproxy.auth.authenticator import Authenticator, Call
 from llmproxy.auth.configured import ConfiguredKeys
 from llmproxy.auth.keyring import Keyring
 from llmproxy.auth.signatures import Signatures
@@ -28,13 +28,15 @@ from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.middleware.observe import ObserveMiddleware
 from llmproxy.protocol.endpoints import MODELS, Paths
 from llmproxy.records import Endpoint, InferenceRequest, Principal, Upstream
-from llmproxy.stack import Frame
+from llmproxy.server.bounds import Bounds
+from llmproxy.stack import Frame, order
 from llmproxy.store.memory import MemoryStore
 from llmproxy.types import ASGIApp, Header, Receive, Scope, Send
 from tests.auth.making import ALICE, bearer, entries
 from tests.auth.test_signatures import signed_headers
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
+from tests.support.client import raw_client
 from tests.support.rig import served_here
 
 BOUND = "sk-bound-8f3KpQz71LmX"
@@ -118,10 +120,10 @@ async def test_a_known_key_does_not_suspend() -> None:
     }
     running = AuthMiddleware(PermissionMiddleware(app), authenticator=authenticator())(
         scope, unused, unused
-    )
+    ).__await__()
 
     with pytest.raises(StopIteration):
-        running.send(None)
+        next(running)
     assert reached == [ctx.principal]
 
 
@@ -284,3 +286,39 @@ async def test_refusals_are_constant_and_quick(port: int) -> None:
     assert len(bodies) == 1
     assert sorted(times)[len(times) // 2] < 0.05  # a busy machine; alone it is 1 ms
     assert hashlib.sha256(ALICE.encode()).hexdigest().encode() not in bodies.pop()
+
+
+async def test_a_head_that_is_repeated_is_not_read_again() -> None:
+    """On one connection; and a key that is taken away is refused there as everywhere."""
+    configured = ConfiguredKeys(entries(GIVEN))
+    asked: list[Call] = []
+
+    class Counting(Authenticator):
+        async def authenticate(self, call: Call) -> Principal:
+            asked.append(call)
+            return await super().authenticate(call)
+
+    app: ASGIApp = AuthMiddleware(inside, authenticator=Counting(keyring=Keyring(configured)))
+    frame = Frame(paths=Paths([Upstream("u", "http", "h", 1)]))
+    for layer in reversed(order(frame)[:3]):  # as far as the entrance
+        app = layer(app)
+    async with (
+        served_here(app, bounds=Bounds(), lifespan="off") as number,
+        raw_client(port=number) as client,
+    ):
+        names = []
+        for secret in [*[ALICE] * 9, *[BOUND] * 9, *[ALICE] * 9]:
+            client.send(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n"
+                b"authorization: Bearer %b\r\n\r\n" % secret.encode()
+            )
+            names.append((await client.answer()).body)
+        assert names == [*[b"alice"] * 9, *[b"bound"] * 9, *[b"alice"] * 9]
+        assert len(asked) <= 9  # each time until the connection knows the head
+
+        configured.replace(entries(f"bound:{BOUND}"))
+        client.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n"
+            b"authorization: Bearer %b\r\n\r\n" % ALICE.encode()
+        )
+        assert (await client.answer()).status == 401

@@ -69,7 +69,7 @@ def limiter(
         limits=limits(text),
         budgets=budgets(budget),
         charge_cancelled=charge_cancelled,
-        at_once=not slow,
+        at_once=None if slow else store,
     )
 
 
@@ -264,7 +264,7 @@ async def test_settling_survives_a_second_cancellation() -> None:
         await asyncio.Event().wait()
 
     store = Gated()
-    made = Limiter(store, store, limits=limits("8 concurrent"), at_once=False)
+    made = Limiter(store, store, limits=limits("8 concurrent"))
     request = asyncio.create_task(through(made, app))
     await started.wait()
     request.cancel()

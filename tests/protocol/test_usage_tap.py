@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy import codec
 from llmproxy.protocol.endpoints import NATIVE, UNDERSTOOD
 from llmproxy.protocol.usage_tap import HEAD, LARGE_CHUNK, MOST_CHUNKS, TAIL, Charge, UsageTap
 from llmproxy.records import Endpoint, InferenceRequest, Usage
@@ -310,6 +311,27 @@ def test_what_the_server_has_counted_holds(name: str) -> None:
     endpoint, content_type, pieces, expected = REPORTED[name]
 
     assert tapped(endpoint, content_type, pieces).usage() == expected
+
+
+def test_an_answer_that_has_ended_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for by everybody who charges for it, counts it or writes it down."""
+    reads = 0
+    loads = codec.loads
+
+    def counted(data: bytes) -> object:
+        nonlocal reads
+        reads += 1
+        return loads(data)
+
+    monkeypatch.setattr(codec, "loads", counted)
+    answer = json.dumps({"choices": [], **counts(30, 5)}).encode()
+    tap = UsageTap(UNDERSTOOD[b"/v1/chat/completions"], InferenceRequest())
+    tap.begin(200, [(b"content-type", b"application/json")])
+    tap.note(answer)
+    tap.end()
+
+    assert tap.usage("none") == tap.usage() == tap.usage("reported") == Usage(30, 5)
+    assert reads == 1
 
 
 @every_report

@@ -1,6 +1,5 @@
 """How many tokens a request is expected to take, and how many are believed."""
 
-from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -174,7 +173,7 @@ def test_the_truth_is_charged_where_the_guess_was_short() -> None:
     truth = Usage(prompt=2000, completion=9000, cached=500, reasoning=8000)
 
     assert estimate().believed(truth) is truth
-    assert estimate().believed(replace(truth, completion=LONGEST_OUTPUT)).completion == 131_072
+    assert estimate().believed(truth._replace(completion=LONGEST_OUTPUT)).completion == 131_072
 
 
 def test_parts_are_never_more_than_the_whole() -> None:

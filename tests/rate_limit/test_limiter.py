@@ -51,7 +51,7 @@ def limiter(text: str = "", budget: str = "", price: str = "", **options: Any) -
         limits=limits(text),
         budgets=budgets(budget),
         prices=prices(price),
-        at_once=True,
+        at_once=store,
         **options,
     )
 

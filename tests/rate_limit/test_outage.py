@@ -39,22 +39,24 @@ class Far:
         self.away = False
         self.settled = 0
 
+    @property
+    def available(self) -> bool:
+        return not self.away
+
     async def take(self, wanted: Sequence[tuple[Meter, float]]) -> Grant:
-        await self._reach()
+        await asyncio.sleep(0)
+        if self.away:
+            raise Unavailable
         return await self.store.take(wanted)
 
     async def settle(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
-        await self._reach()
+        assert not self.away, "it would be told when it is back, as if no time had passed"
+        await asyncio.sleep(0)
         self.settled += 1
         await self.store.settle(taken, owner)
 
     async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:
         return await self.store.read(meters)
-
-    async def _reach(self) -> None:
-        await asyncio.sleep(0)
-        if self.away:
-            raise Unavailable
 
 
 @asynccontextmanager

@@ -4,7 +4,8 @@ What the load benchmark shows beyond these is sockets and the event loop.
 """
 
 import asyncio
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from benchmarks.micro.messages import (
@@ -18,11 +19,13 @@ from benchmarks.micro.messages import (
     in_chunks,
     request_bytes,
 )
-from benchmarks.micro.registry import Preparation, Work, benchmark
+from benchmarks.micro.registry import Preparation, Run, Work, benchmark
 from benchmarks.micro.stand_ins import EngineWire, Wire
 from benchmarks.micro.subjects.frame import a_frame, chain
 from benchmarks.micro.subjects.server import connected, written
 from llmproxy.server.protocol import GuardedProtocol
+from llmproxy.stack import Part
+from llmproxy.transport import Transport
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.connection import Connection
 from llmproxy.transport.http1.pool import Pool
@@ -32,36 +35,51 @@ from llmproxy.transport.limits import PoolLimits
 
 @benchmark("whole.unary", "request")
 async def unary() -> Preparation:
-    with proxy() as (protocol, client, engine):
-        engine.first = ANSWER_BYTES
-        request = request_bytes()
-
-        async def run(count: int) -> int:
-            before, asked = client.writes, engine.writes
-            for number in range(1, count + 1):
-                protocol.data_received(request)
-                await written(client, before + number)
-            return min(client.writes - before, engine.writes - asked)
-
-        yield Work(run)
+    with proxy() as ends:
+        yield Work(requests_between(*ends))
 
 
 @benchmark("whole.chunk", "chunk")
 async def chunk() -> Preparation:
-    with proxy() as (protocol, client, engine):
-        engine.first = head_bytes(STREAM_HEADERS)
-        engine.chunk = in_chunks(CHUNK)
-        engine.end = in_chunks(LAST_CHUNK) + LAST_BYTES
-        request = request_bytes(STREAM_QUESTION)
+    with proxy() as ends:
+        yield Work(chunks_between(*ends))
 
-        async def run(count: int) -> int:
-            writes = client.writes
-            engine.chunks = count
+
+def requests_between(protocol: GuardedProtocol, client: Wire, engine: EngineWire) -> Run:
+    """Ask one question after the other."""
+    engine.first = ANSWER_BYTES
+    request = request_bytes()
+
+    async def run(count: int) -> int:
+        before, asked = client.writes, engine.writes
+        for number in range(1, count + 1):
             protocol.data_received(request)
-            await written(client, writes + count + 1)
-            return client.writes - writes - 1
+            await written(client, before + number)
+        return min(client.writes - before, engine.writes - asked)
 
-        yield Work(run)
+    return run
+
+
+def chunks_between(
+    protocol: GuardedProtocol, client: Wire, engine: EngineWire, most: int = sys.maxsize
+) -> Run:
+    """Ask for streams of at most so many chunks, until that many were sent."""
+    engine.first = head_bytes(STREAM_HEADERS)
+    engine.chunk = in_chunks(CHUNK)
+    engine.end = in_chunks(LAST_CHUNK) + LAST_BYTES
+    request = request_bytes(STREAM_QUESTION)
+
+    async def run(count: int) -> int:
+        sent = 0
+        while sent < count:
+            writes = client.writes
+            engine.chunks = min(most, count - sent)
+            protocol.data_received(request)
+            await written(client, writes + engine.chunks + 1)
+            sent += client.writes - writes - 1
+        return sent
+
+    return run
 
 
 class OneConnection:
@@ -89,9 +107,15 @@ class OneConnection:
         return self._pool.statistics()
 
 
+Parts = Callable[[Transport], Sequence[Part]]
+
+
 @contextmanager
-def proxy() -> Iterator[tuple[GuardedProtocol, Wire, EngineWire]]:
+def proxy(
+    parts: Parts = lambda transport: (),
+) -> Iterator[tuple[GuardedProtocol, Wire, EngineWire]]:
     """Return a proxy's connection to a client, and the wires on its both ends."""
     engine = EngineWire(asyncio.get_running_loop())
-    protocol, client = connected(chain(OneConnection(engine), a_frame()))
+    transport = OneConnection(engine)
+    protocol, client = connected(chain(transport, a_frame(), parts(transport)))
     yield protocol, client, engine

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from llmproxy.auth.certificates import Certificates
 from llmproxy.auth.credentials import Kind, read_credential, unauthenticated
-from llmproxy.auth.keyring import Keyring
+from llmproxy.auth.keyring import Keyring, Known
 from llmproxy.auth.permissions import check_address
 from llmproxy.auth.signatures import Signatures
 from llmproxy.errors import ProxyError, StoreUnavailable
@@ -79,6 +79,22 @@ class Authenticator:
             raise unauthenticated()
         if principal.networks:
             check_address(principal, call.client)
+        return principal
+
+    def known(self, call: Call) -> Known | None:
+        """Return what a key that was good is known by; None of what has to be checked each time."""
+        credential = read_credential(call.headers, call.fields)
+        if credential is None or credential[0] is Kind.SIGNATURE or self._keyring is None:
+            return None
+        if credential[0] is Kind.TOKEN and self._tokens is not None:
+            return None
+        return self._keyring.known(credential[1])
+
+    def again(self, known: Known, client: str | None) -> Principal | None:
+        """Return who comes again with the same headers; None when that has to be asked anew."""
+        principal = self._keyring.again(known) if self._keyring is not None else None
+        if principal is not None and principal.networks:
+            check_address(principal, client)
         return principal
 
     async def role(self, call: Call) -> Role | None:

@@ -77,7 +77,14 @@ class ConfiguredKeys:
 
     def find(self, sha256: bytes) -> Principal | None:
         """Return whose key has this SHA-256, as long as the key is valid."""
-        digest = digest_of(sha256, self._digest_key)
+        return self.with_digest(self.digest(sha256))
+
+    def digest(self, sha256: bytes) -> bytes:
+        """Return what a key is found by, as long as this process lives."""
+        return digest_of(sha256, self._digest_key)
+
+    def with_digest(self, digest: bytes) -> Principal | None:
+        """Return whose key has this digest, as long as the key is valid."""
         found = self._found.get(digest)
         if found is None or not same(found[0], digest):
             return None

@@ -44,10 +44,16 @@ class Directory:
         if self._digest_key is None:
             raise keys_unavailable()
         digest = digest_of(sha256, self._digest_key)
-        found = await self._keys.get(digest)
-        if found is None or not same(found.digest, digest) or clock.wall() >= found.until:
-            return None
-        return found.principal
+        return _valid(await self._keys.get(digest), digest)
+
+    def digest(self, sha256: bytes) -> bytes | None:
+        """Return what a key is found by; None as long as that is not known."""
+        return digest_of(sha256, self._digest_key) if self._digest_key is not None else None
+
+    def at_hand(self, digest: bytes) -> Principal | None:
+        """Return whose key has this digest, if that is known and need not be looked up."""
+        entry = self._keys.at_hand(digest) if self._freshness.fresh else None
+        return _valid(entry.value, digest) if entry is not None else None
 
     async def signing(self, name: str) -> tuple[SigningKey, ...]:
         """Return what the signatures of a caller are checked with: two during a rotation."""
@@ -85,6 +91,12 @@ class Directory:
             return
         self._marker = marker
         self._standing.confirm(now, changed=changed)
+
+
+def _valid(found: _Found | None, digest: bytes) -> Principal | None:
+    if found is None or not same(found.digest, digest) or clock.wall() >= found.until:
+        return None
+    return found.principal
 
 
 def _signing(key: IssuedKey) -> SigningKey | None:

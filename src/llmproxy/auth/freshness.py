@@ -33,6 +33,11 @@ class Freshness:
         self._looked = -math.inf
         self._flight: SingleFlight[str, None] = SingleFlight()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether `check` has nothing to do."""
+        return clock.now() - self._looked < self._every
+
     async def check(self) -> None:
         """Return when what is known is fresh enough."""
         age = clock.now() - self._looked

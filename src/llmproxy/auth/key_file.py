@@ -45,6 +45,11 @@ class KeyFile:
         self._complaint = ""
         self._freshness = Freshness(self._look)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether `check` has nothing to do."""
+        return self._freshness.fresh
+
     async def check(self) -> None:
         """Return when the keys are those of the file, or of 4 seconds ago."""
         await self._freshness.check()

@@ -1,10 +1,22 @@
 """All keys of a deployment, wherever they come from: configured ones first, then issued ones."""
 
+from typing import NamedTuple
+
 from llmproxy.auth.configured import ConfiguredKeys, SigningKey
 from llmproxy.auth.directory import Directory
 from llmproxy.auth.key_file import KeyFile
 from llmproxy.auth.secrets import could_be_issued, sha256_of
 from llmproxy.records import Principal
+
+
+class Known(NamedTuple):
+    """What a key is found by. For whoever sees the same key again and would not read it again."""
+
+    configured: bytes
+    issued: bytes | None  # None where it cannot have been issued
+
+    def __repr__(self) -> str:
+        return "Known()"
 
 
 class Keyring:
@@ -29,6 +41,22 @@ class Keyring:
         principal = self._configured.find(sha256)
         if principal is None and self._issued is not None and could_be_issued(secret):
             principal = await self._issued.find(sha256)
+        return principal
+
+    def known(self, secret: bytes) -> Known:
+        """Return what a key is found by."""
+        sha256, issued = sha256_of(secret), None
+        if self._issued is not None and could_be_issued(secret):
+            issued = self._issued.digest(sha256)
+        return Known(self._configured.digest(sha256), issued)
+
+    def again(self, known: Known) -> Principal | None:
+        """Return whose key this is; None when that has to be found out, or it is nobody's."""
+        if self._file is not None and not self._file.fresh:
+            return None
+        principal = self._configured.with_digest(known.configured)
+        if principal is None and self._issued is not None and known.issued is not None:
+            principal = self._issued.at_hand(known.issued)
         return principal
 
     async def signing(self, name: str) -> tuple[SigningKey, ...]:

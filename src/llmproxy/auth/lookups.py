@@ -81,7 +81,7 @@ class Lookups(Generic[K, V]):
 
     async def get(self, key: K) -> V | None:
         """Return what the store has under a key; raise `StoreUnavailable` if nobody can say."""
-        entry = self._at_hand(key)
+        entry = self.at_hand(key)
         if entry is None:
             try:
                 entry = await self._flight.run(key, lambda: self._fetch(key))
@@ -91,11 +91,8 @@ class Lookups(Generic[K, V]):
                     raise keys_unavailable() from None
         return entry.value
 
-    async def aclose(self) -> None:
-        """End what is under way."""
-        await self._flight.aclose()
-
-    def _at_hand(self, key: K) -> Entry[V] | None:
+    def at_hand(self, key: K) -> Entry[V] | None:
+        """Return what is known without a look into the store."""
         entry = self._found.get(key)
         if entry is not None:
             if entry.generation != self._standing.generation:
@@ -112,6 +109,10 @@ class Lookups(Generic[K, V]):
         ):
             return entry
         return None
+
+    async def aclose(self) -> None:
+        """End what is under way."""
+        await self._flight.aclose()
 
     def _in_grace(self, entry: Entry[V]) -> bool:
         true_at = self._standing.last_true(entry.generation, entry.looked_up)

@@ -156,9 +156,11 @@ class Sent:
             ctx.status = message["status"]
             if ctx.tap is not None:
                 ctx.tap.begin(message["status"], message.get("headers", []))
+            own = own_headers(ctx)
             if ctx.limit_headers:  # ours, and not those of a cloud that has limits too
-                message = with_headers_set(message, ctx.limit_headers)
-            message = with_headers(message, own_headers(ctx))
+                message = with_headers_set(message, (*ctx.limit_headers, *own))
+            else:
+                message = with_headers(message, own)
         await self._send(message)
 
 
@@ -174,8 +176,9 @@ class Written(Sent, Writer):
     def write(self, body: bytes) -> bool:
         ctx = self.ctx
         ctx.sent += len(body)
-        if ctx.tap is not None:
-            ctx.tap.note(body)
+        tap = ctx.tap
+        if tap is not None:
+            tap.note(body)
         return self._writer.write(body)
 
     async def room(self) -> None:

@@ -32,13 +32,13 @@ class RateLimitMiddleware:
             await self.app(scope, receive, send)
             return
 
-        ctx = get_context(scope)
-        reservation = await self.limiter.reserve(
-            ctx.principal,
-            ctx.client,
-            present(ctx.endpoint, "endpoint"),
-            present(ctx.inference, "inference"),
-        )
+        ctx, limiter = get_context(scope), self.limiter
+        endpoint = present(ctx.endpoint, "endpoint")
+        asked = present(ctx.inference, "inference")
+        if limiter.at_once is not None:
+            reservation = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
+        else:
+            reservation = await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
         left = False
         try:
             ctx.limit_headers = reservation.headers
@@ -50,20 +50,19 @@ class RateLimitMiddleware:
             raise
         finally:
             if reservation.amounts:
-                await self._settle(ctx, reservation, left)
-
-    async def _settle(self, ctx: RequestContext, reservation: Reservation, left: bool) -> None:
-        tap = ctx.tap if reservation.plan.counts else None
-        settled = self.limiter.settle(
-            reservation,
-            self._usage(ctx, reservation, left) if reservation.plan.counts else None,
-            counted=tap.tokens_so_far if tap is not None else 0,
-            complete=tap is not None and tap.finished,
-        )
-        if self.limiter.at_once:
-            await settled  # nothing in it waits, so nothing can interrupt it
-        else:
-            await finish(settled, within=SETTLE_WITHIN)
+                usage, counted, complete = None, 0, False
+                if reservation.plan.counts:
+                    usage = self._usage(ctx, reservation, left)
+                    if ctx.tap is not None:
+                        counted, complete = ctx.tap.tokens_so_far, ctx.tap.finished
+                if limiter.at_once is not None:
+                    # Nothing in it waits, so nothing can interrupt it.
+                    limiter.settle_now(reservation, usage, counted=counted, complete=complete)
+                else:
+                    settled = limiter.settle(
+                        reservation, usage, counted=counted, complete=complete
+                    )
+                    await finish(settled, within=SETTLE_WITHIN)
 
     def _usage(self, ctx: RequestContext, reservation: Reservation, left: bool) -> Usage | None:
         """Return what is charged; None when nobody has counted and the estimate has to do."""

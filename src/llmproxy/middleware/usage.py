@@ -19,10 +19,10 @@ from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import present
 from llmproxy.protocol.response_head import Kind, kind_of
-from llmproxy.protocol.usage_chunk import UsageChunk
+from llmproxy.protocol.usage_chunk import USAGE, WHOLE, UsageChunk
 from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
 from llmproxy.protocol.usage_tap import METERED, UsageTap
-from llmproxy.records import Ending
+from llmproxy.records import Ending, InferenceRequest
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, Writer, writer_of
 
 LONGEST_REFUSAL = 64 * 1024  # bytes; FastAPI repeats the whole request in one
@@ -35,25 +35,29 @@ class UsageMiddleware:
         self.app = app
         self.refusals = refusals if refusals is not None else Refusals()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        # No coroutine where there is nothing to do afterwards.
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
 
         ctx = get_context(scope)
         endpoint = present(ctx.endpoint, "endpoint")
         metered = scope["method"] == "POST" and endpoint.name in METERED
         if not metered or ctx.tap is not None:  # or another layer of this app has it in hand
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
 
-        tap = ctx.tap = UsageTap(endpoint, present(ctx.inference, "inference"))
-        outgoing = self._with_option(ctx)
+        asked = present(ctx.inference, "inference")
+        tap = ctx.tap = UsageTap(endpoint, asked)
+        outgoing = self._with_option(ctx, asked) if asked.stream else None
         if outgoing is None:
-            await self.app(scope, receive, send)
-            return
-
+            return self.app(scope, receive, send)
         ctx.outgoing = outgoing
+        return self._stream(ctx, tap, scope, receive, send)
+
+    async def _stream(
+        self, ctx: RequestContext, tap: UsageTap, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Pass on a stream that is made to tell, without what it tells."""
         writer = writer_of(send)
         answer = _Answer(send, tap) if writer is None else _Written(send, tap, writer)
         await self.app(scope, receive, answer.send)
@@ -74,12 +78,10 @@ class UsageMiddleware:
         if status < 400:  # it was the option, and not something of the caller's
             self.refusals.add(present(ctx.inference, "inference").model, clock.now())
 
-    def _with_option(self, ctx: RequestContext) -> bytes | None:
-        """Return the body with the option in it, where it is needed and can be put in."""
-        asked = present(ctx.inference, "inference")
+    def _with_option(self, ctx: RequestContext, asked: InferenceRequest) -> bytes | None:
+        """Return the body of a stream with the option in it, where that is needed and possible."""
         wanted = (
-            asked.stream
-            and asked.include_usage is not True
+            asked.include_usage is not True
             and present(ctx.endpoint, "endpoint").ending is Ending.CHAT
             and isinstance(ctx.body, bytes)
             and not self.refusals.include(asked.model, clock.now())
@@ -159,8 +161,11 @@ class _Written(_Answer, Writer):
 
     def write(self, body: bytes) -> bool:
         """Send a piece that is not the last; its head has been sent, or is held back."""
-        if self._chunk is not None:
-            body = self._chunk.passed(body)
+        chunk = self._chunk
+        if chunk is not None:
+            # So begins `passed`, too; to call it would be half of what all this costs a chunk.
+            if not chunk.plain or not body.endswith(WHOLE) or body.rfind(USAGE) >= 0:
+                body = chunk.passed(body)
             return self._writer.write(body) if body else True
         if self._passing:
             return self._writer.write(body)

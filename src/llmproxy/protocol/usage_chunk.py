@@ -16,7 +16,8 @@ MOST_HELD = 4096  # bytes; the event has 300 to 600 in every engine we know
 
 # Two ends of lines in a row. A CR may be half of a CRLF; whether it is shows in the next byte.
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
-_WHOLE = (b"\n\n", b"\r\n\r\n")
+WHOLE = (b"\n\n", b"\r\n\r\n")  # what a chunk of whole events ends with
+USAGE = b'"usage"'
 _LINES = re.compile(rb"\r\n|\n|\r")
 # What the event in question does not have: its data is an object with empty `choices`.
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?([^ \r\n])")
@@ -26,11 +27,11 @@ _ORDINARY = re.compile(rb'"choices"\s*:\s*(?:[^\s\[]|\[\s*[^\s\]])|"error"\s*:')
 class UsageChunk:
     """One event stream on its way to a caller who wants no count."""
 
-    __slots__ = ("_edge", "_held", "_inside", "_plain", "_swallow", "_take")
+    __slots__ = ("_edge", "_held", "_inside", "_swallow", "_take", "plain")
 
     def __init__(self, take: Callable[[bytes], None]) -> None:
         self._take = take
-        self._plain = True  # none of the four below
+        self.plain = True  # none of the four below
         self._held = b""  # the beginning of an event that could be the one
         self._inside = False  # an event that is passed on was cut
         self._edge = b""  # with this end of line
@@ -39,10 +40,10 @@ class UsageChunk:
     def passed(self, chunk: bytes) -> bytes:
         """Return what of a chunk goes on now."""
         # Searched from behind, which is twice as fast.
-        if self._plain and chunk.endswith(_WHOLE) and chunk.rfind(b'"usage"') < 0:
+        if self.plain and chunk.endswith(WHOLE) and chunk.rfind(USAGE) < 0:
             return chunk
         going = self._sorted(chunk)
-        self._plain = not (self._held or self._inside or self._swallow)
+        self.plain = not (self._held or self._inside or self._swallow)
         return going
 
     def rest(self) -> bytes:
@@ -71,7 +72,7 @@ class UsageChunk:
         gone = 0  # up to where the data is passed on or taken out
         while (end := _END.search(data, start)) is not None:
             event = data[start : end.end()]
-            if b'"usage"' in event and is_usage_chunk(event):
+            if USAGE in event and is_usage_chunk(event):
                 # Ends of lines in front of it belong to what was before.
                 own = event.lstrip(b"\r\n")
                 going.append(data[gone : end.end() - len(own)])

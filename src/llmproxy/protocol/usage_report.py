@@ -11,6 +11,7 @@ import re
 from llmproxy import codec
 from llmproxy.records import Usage
 
+_new = tuple.__new__  # faster than a call of the class
 MOST = 100_000_000  # tokens; the longest context there is has a tenth of it
 
 _PROMPT, _COMPLETION, _CACHED, _REASONING, _TOTAL, _READ, _WRITTEN = range(7)
@@ -72,12 +73,13 @@ class Report:
                 self._take(usage if isinstance(usage, dict) else place)
 
     def _take(self, place: dict[str, object]) -> None:
+        said = self._said
         for name, number in place.items():
             # A boolean is an int in Python.
             if type(number) is int:
                 field = _NAMES.get(name)
-                if field is not None and 0 <= number <= MOST:
-                    self._said.setdefault(field, number)
+                if field is not None and field not in said and 0 <= number <= MOST:
+                    said[field] = number
             elif name in _DETAILS and isinstance(number, dict):
                 self._take(number)
 
@@ -94,8 +96,10 @@ class Report:
     @property
     def prompt(self) -> int | None:
         """Tokens of the prompt."""
-        if _PROMPT in self._said:
-            return self._said[_PROMPT] + self._said.get(_READ, 0) + self._said.get(_WRITTEN, 0)
+        get = self._said.get
+        said = get(_PROMPT)
+        if said is not None:
+            return said + get(_READ, 0) + get(_WRITTEN, 0)
         if _TOTAL in self._said:
             return max(0, self._said[_TOTAL] - self._said.get(_COMPLETION, 0))
         return None
@@ -107,11 +111,9 @@ class Report:
 
     def usage(self, prompt: int, completion: int, *, estimated: bool) -> Usage:
         """Return all of it, around these two."""
-        cached = self._said.get(_READ, self._said.get(_CACHED, 0))
-        return Usage(
-            prompt=prompt,
-            completion=completion,
-            cached=min(cached, prompt),
-            reasoning=min(self._said.get(_REASONING, 0), completion),
-            estimated=estimated,
+        get = self._said.get
+        cached, reasoning = get(_READ, get(_CACHED, 0)), get(_REASONING, 0)
+        return _new(
+            Usage,
+            (prompt, completion, min(cached, prompt), min(reasoning, completion), estimated),
         )

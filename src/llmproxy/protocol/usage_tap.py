@@ -65,8 +65,8 @@ class UsageTap:
     """One answer on its way to the client."""
 
     __slots__ = (
-        *("_asked", "_cached", "_count", "_ended", "_endpoint", "_head", "_kind", "_mark"),
-        *("_parts", "_size", "_status", "_tail", "_taken"),
+        *("_asked", "_cached", "_count", "_ended", "_endpoint", "_final", "_head", "_kind"),
+        *("_mark", "_parts", "_size", "_status", "_tail", "_taken"),
     )
 
     def __init__(self, endpoint: Endpoint, asked: InferenceRequest) -> None:
@@ -83,6 +83,7 @@ class UsageTap:
         self._taken: bytes | None = None
         self._ended = False
         self._cached: tuple[int, Report] | None = None
+        self._final: Usage | None = None
 
     def begin(self, status: int, headers: list[Header]) -> None:
         """Take notice of the head of the answer."""
@@ -127,7 +128,8 @@ class UsageTap:
     @property
     def tokens_so_far(self) -> int:
         """How much of the answer was streamed: events, which mostly are tokens."""
-        self._fold()
+        if self._mark:
+            self._fold()
         return self._count
 
     def usage(self, policy: Charge = "counted") -> Usage | None:
@@ -135,6 +137,14 @@ class UsageTap:
 
         The policy is about answers that are not finished.
         """
+        if self._final is not None:
+            return self._final
+        found = self._used(policy)
+        if self._ended:  # it is asked for more than once, and nothing changes any more
+            self._final = found
+        return found
+
+    def _used(self, policy: Charge) -> Usage | None:
         if self._status is None or not 200 <= self._status < 300:
             return None
         if policy != "counted" and not self.finished:
@@ -179,6 +189,12 @@ class UsageTap:
         return self._head + self._tail[-missing:] if missing else self._head
 
     def _report(self) -> Report:
+        parts = self._parts
+        if self._kind is Kind.WHOLE and len(parts) == 1 and not self._size and self._taken is None:
+            report = Report()  # the way it nearly always is: a whole answer that came in one piece
+            report.take(_value(parts[0]))
+            if report.prompt is not None and report.completion is not None:
+                return report
         self._fold()
         if self._cached is not None and self._cached[0] == self._size:
             return self._cached[1]

@@ -9,7 +9,6 @@ Rule 3: a model server is believed as far as what it says is possible; beyond th
 """
 
 from collections import OrderedDict
-from dataclasses import replace
 from typing import NamedTuple
 
 from llmproxy.records import Endpoint, InferenceRequest, Usage
@@ -21,6 +20,7 @@ FIRST_GUESS = 512  # tokens of output, where nothing was learnt yet
 LONGEST_OUTPUT = 131_072  # tokens; no model of today writes more in one answer
 LONGEST_PROMPT = 131_072  # tokens that may stand behind a short body: pictures, a stored dialogue
 MOST_LEARNT = 4096  # pairs of key and model
+_new = tuple.__new__  # 0.3 us faster than a call of the class
 _WEIGHT = 1 / 8  # of the newest answer: old habits are forgotten after some twenty
 
 WRITING = frozenset({"chat", "completions", "responses", "messages"})
@@ -60,8 +60,8 @@ class Estimate(NamedTuple):
         completion = max(completion, 0)
         cached = min(max(usage.cached, 0), prompt)
         reasoning = min(max(usage.reasoning, 0), completion)
-        return replace(
-            usage, prompt=prompt, completion=completion, cached=cached, reasoning=reasoning
+        return usage._replace(
+            prompt=prompt, completion=completion, cached=cached, reasoning=reasoning
         )
 
 
@@ -92,12 +92,14 @@ class Estimator:
                 return NOTHING
             most = LONGEST_OUTPUT if name in MAKING else 0
             return Estimate(-(-size // USUAL), -(-size // DENSE), 0, most, False, size)
-        choices = _count(asked.choices) or 1
+        choices = 1 if asked.choices == 1 else _count(asked.choices) or 1
         said: object = asked.max_tokens  # of a type that the caller has chosen
         limit = _count(said) if said is not None else 0
         if limit >= 1 and type(said) is int:
             output: float = min(limit * choices, MOST)
-            return Estimate(-(-size // USUAL), -(-size // DENSE), output, output, True, size)
+            return _new(
+                Estimate, (-(-size // USUAL), -(-size // DENSE), output, output, True, size)
+            )
         # Not a number that every engine reads alike: the larger of the two is reserved.
         usual = self.usual(who, asked.model)
         output = (usual if usual > limit else limit) * choices

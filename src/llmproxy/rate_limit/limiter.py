@@ -22,7 +22,7 @@ from llmproxy.rate_limit.refusals import cut_short, refusal, standing
 from llmproxy.rate_limit.reservation import Price, Reservation, Wanted
 from llmproxy.rate_limit.unsettled import Settled, Unsettled
 from llmproxy.records import Budget, Endpoint, InferenceRequest, Limit, Principal, Usage
-from llmproxy.store.interface import Grant, Meters, Reading, Unavailable
+from llmproxy.store.interface import Grant, Immediate, Meters, Reading, Unavailable
 
 STEP = 256  # tokens that a running stream reserves at a time, beyond its estimate
 RETRY = 0.5  # seconds between two tries to settle what an outage has left
@@ -83,12 +83,13 @@ class Limiter:
         workers: int = 1,
         store_down: Literal["closed", "soft"] = "closed",
         charge_cancelled: ChargeCancelled = "counted",
-        at_once: bool = False,
+        at_once: Immediate | None = None,
         counters: Counters | None = None,
     ) -> None:
         """`local` serves while `store` is away; they may be one and the same.
 
-        `at_once` says that the store answers without letting anybody else run.
+        `at_once` is that store where it is this very process: then all of a request can be done
+        without a coroutine.
         """
         self.charge_cancelled: ChargeCancelled = charge_cancelled
         self.at_once = at_once
@@ -113,14 +114,8 @@ class Limiter:
         asked: InferenceRequest,
     ) -> Reservation:
         """Let a request in; raise `RateLimited`, `QuotaSpent` or `StoreUnavailable`."""
-        whole, requests_only = self._plans.find(principal, address, asked.model)
-        plan = requests_only if endpoint.name == "models" else whole
-        estimate = NOTHING
-        if plan.counts:
-            estimate = self._estimator.estimate(plan.subject, endpoint, asked)
-        price = self._price(asked.model) if plan.costs else None
-        reservation = Reservation(plan, asked, estimate, price)
-        if not plan.lines:
+        reservation = self._asked_for(principal, address, endpoint, asked)
+        if not reservation.plan.lines:
             return reservation
         wanted = reservation.wanted()
         try:
@@ -131,15 +126,22 @@ class Limiter:
             if self._away:
                 self._away = False
                 log.info("the store answers again: limits are kept over all workers")
-        if not grant.granted:
-            text, error = refusal(plan, wanted, grant.readings, grant.refused)
-            self._counters.limit_rejected(text)
-            raise error
-        reservation.amounts = wanted
-        reservation.owner = grant.owner
-        reservation.headers = standing(plan, grant.readings)
-        if plan.soft:
-            self._warn_of_budgets(reservation, grant.readings)
+        self._let_in(reservation, wanted, grant)
+        return reservation
+
+    def reserve_now(
+        self,
+        principal: Principal | None,
+        address: str | None,
+        endpoint: Endpoint,
+        asked: InferenceRequest,
+    ) -> Reservation:
+        """Do what `reserve` does, where the store answers at once."""
+        assert self.at_once is not None
+        reservation = self._asked_for(principal, address, endpoint, asked)
+        if reservation.plan.lines:
+            wanted = reservation.wanted()
+            self._let_in(reservation, wanted, self.at_once.take_now(wanted))
         return reservation
 
     async def go_on(self, reservation: Reservation, counted: int) -> None:
@@ -184,6 +186,88 @@ class Limiter:
         """
         if reservation.settled:
             return
+        taken = self._taken(reservation, usage, counted, complete)
+        if not reservation.local and not reservation.extra:
+            if taken:
+                await self._settle(taken, reservation.owner)
+            return
+        for owner, entries in _parts(reservation, taken).items():
+            if not reservation.local:
+                await self._settle(entries, owner)
+            elif entries:
+                await self._local.settle(entries, owner)
+
+    def settle_now(
+        self,
+        reservation: Reservation,
+        usage: Usage | None,
+        *,
+        counted: int = 0,
+        complete: bool = False,
+    ) -> None:
+        """Do what `settle` does, where the store answers at once."""
+        assert self.at_once is not None
+        if reservation.settled:
+            return
+        taken = self._taken(reservation, usage, counted, complete)
+        if reservation.extra:
+            for owner, entries in _parts(reservation, taken).items():
+                self.at_once.settle_now(entries, owner)
+        elif taken:
+            self.at_once.settle_now(taken, reservation.owner)
+
+    async def standing(self, principal: Principal) -> list[tuple[Line, Reading]]:
+        """Return how the limits and budgets of a caller stand; raise `Unavailable`.
+
+        Those per model or address are left out: a caller may have any number of these.
+        """
+        lines = self._plans.everywhere(principal)
+        readings = await self._store.read([line.meter for line in lines]) if lines else ()
+        return list(zip(lines, readings, strict=True))
+
+    async def aclose(self) -> None:
+        """Settle what is left, as far as the store can be asked."""
+        settler, self._settler = self._settler, None
+        if settler is not None and settler.get_loop() is asyncio.get_running_loop():
+            settler.cancel()
+            with suppress(asyncio.CancelledError):
+                await settler
+        await self._settle_kept()
+        if len(self._unsettled):
+            self._drop(len(self._unsettled))
+
+    def _asked_for(
+        self,
+        principal: Principal | None,
+        address: str | None,
+        endpoint: Endpoint,
+        asked: InferenceRequest,
+    ) -> Reservation:
+        """Return what a request meets, and how much of it."""
+        whole, requests_only = self._plans.find(principal, address, asked.model)
+        plan = requests_only if endpoint.name == "models" else whole
+        estimate = NOTHING
+        if plan.counts:
+            estimate = self._estimator.estimate(plan.subject, endpoint, asked)
+        price = self._price(asked.model) if plan.costs else None
+        return Reservation(plan, asked, estimate, price)
+
+    def _let_in(self, reservation: Reservation, wanted: Wanted, grant: Grant) -> None:
+        plan = reservation.plan
+        if not grant.granted:
+            text, error = refusal(plan, wanted, grant.readings, grant.refused)
+            self._counters.limit_rejected(text)
+            raise error
+        reservation.amounts = wanted
+        reservation.owner = grant.owner
+        reservation.headers = standing(plan, grant.readings)
+        if plan.soft:
+            self._warn_of_budgets(reservation, grant.readings)
+
+    def _taken(
+        self, reservation: Reservation, usage: Usage | None, counted: int, complete: bool
+    ) -> list[Settled]:
+        """Return what a request has really taken, meter by meter; to be asked once."""
         reservation.settled = True
         plan, cost = reservation.plan, 0.0
         if plan.counts and usage is not None:
@@ -208,30 +292,7 @@ class Limiter:
                 taken.append((meter, amount, actual))
             if local and actual:
                 self._keep((line.meter, 0.0, actual), owner="")
-        if local or reservation.extra:
-            await self._settle_parts(reservation, taken)
-        elif taken:
-            await self._settle(taken, reservation.owner)
-
-    async def standing(self, principal: Principal) -> list[tuple[Line, Reading]]:
-        """Return how the limits and budgets of a caller stand; raise `Unavailable`.
-
-        Those per model or address are left out: a caller may have any number of these.
-        """
-        lines = self._plans.everywhere(principal)
-        readings = await self._store.read([line.meter for line in lines]) if lines else ()
-        return list(zip(lines, readings, strict=True))
-
-    async def aclose(self) -> None:
-        """Settle what is left, as far as the store can be asked."""
-        settler, self._settler = self._settler, None
-        if settler is not None and settler.get_loop() is asyncio.get_running_loop():
-            settler.cancel()
-            with suppress(asyncio.CancelledError):
-                await settler
-        await self._settle_kept()
-        if len(self._unsettled):
-            self._drop(len(self._unsettled))
+        return taken
 
     async def _take_here(self, reservation: Reservation, wanted: Wanted) -> tuple[Wanted, Grant]:
         if not self._away:
@@ -246,22 +307,11 @@ class Limiter:
         return wanted, await self._local.take(wanted)
 
     async def _settle(self, taken: Sequence[Settled], owner: str) -> None:
-        try:
+        if self._store.available:
             await self._store.settle(taken, owner)
-        except Unavailable:
+        else:
             for settled in taken:
                 self._keep(settled, owner)
-
-    async def _settle_parts(self, reservation: Reservation, taken: list[Settled]) -> None:
-        """Settle what was not taken at once, or not from the store."""
-        by_owner = {reservation.owner: taken}
-        for (owner, _), (meter, amount) in reservation.extra.items():
-            by_owner.setdefault(owner, []).append((meter, amount, 0.0))
-        for owner, entries in by_owner.items():
-            if not reservation.local:
-                await self._settle(entries, owner)
-            elif entries:
-                await self._local.settle(entries, owner)
 
     def _keep(self, settled: Settled, owner: str) -> None:
         """Keep a settlement until the store is back, and see to it that somebody looks."""
@@ -280,7 +330,9 @@ class Limiter:
             await self._settle_kept()
 
     async def _settle_kept(self) -> None:
-        """Settle what is kept, or keep what could not be settled again."""
+        """Settle what is kept, if the store is back."""
+        if not self._store.available:
+            return
         waiting = [
             (owner, entries[start : start + AT_A_TIME])
             for owner, entries in self._unsettled.take_out(clock.now()).items()
@@ -290,13 +342,9 @@ class Limiter:
             owner, entries = waiting.pop()
             try:
                 await self._store.settle(entries, owner)
-            except Unavailable:
-                waiting.append((owner, entries))
-                break
             except asyncio.CancelledError:
                 self._keep_again(waiting)  # without the one that is on its way
                 raise
-        self._keep_again(waiting)
 
     def _keep_again(self, waiting: Sequence[tuple[str, Sequence[Settled]]]) -> None:
         now = clock.now()
@@ -339,3 +387,11 @@ class Limiter:
             del self._warned[next(iter(self._warned))]
         self._warned[of] = now + seconds
         return True
+
+
+def _parts(reservation: Reservation, taken: list[Settled]) -> dict[str, list[Settled]]:
+    """Return all that is to be settled by owner, what was reserved later included."""
+    by_owner = {reservation.owner: taken}
+    for (owner, _), (meter, amount) in reservation.extra.items():
+        by_owner.setdefault(owner, []).append((meter, amount, 0.0))
+    return by_owner

@@ -43,8 +43,8 @@ class Plan:
     """All lines of one caller. What can be known before a request comes is worked out here."""
 
     __slots__ = (
-        "costs", "counts", "cut", "fixed", "hard", "lines", "principal", "request_units",
-        "soft", "subject", "token_units",
+        "costs", "counts", "cut", "fixed", "hard", "lines", "principal", "shown", "soft",
+        "subject",
     )  # fmt: skip
 
     def __init__(
@@ -58,8 +58,8 @@ class Plan:
         self.hard = any(line.kind in ("hard", "cut") for line in lines)
         self.cut = any(line.kind == "cut" for line in lines)
         self.soft = tuple(place for place, line in enumerate(lines) if line.kind == "soft")
-        self.request_units = _places(lines, "req")
-        self.token_units = _places(lines, "tok")
+        units = (_places(lines, "req"), _places(lines, "tok"))
+        self.shown = tuple(places for places in units if places)  # an answer tells of one of each
         self.fixed = tuple((line.meter, line.fixed) for line in lines)
 
     def only_requests(self) -> "Plan":
@@ -86,7 +86,7 @@ class Plans:
         per = {each.per for each in limits} | {each.per for each in budgets}
         self._by_address = "ip" in per
         self._by_model = "model" in per
-        self._ready: dict[tuple[int, str | None, str | None], tuple[Plan, Plan]] = {}
+        self._ready: dict[object, tuple[Plan, Plan]] = {}
 
     def find(
         self, principal: Principal | None, address: str | None, model: str | None
@@ -94,15 +94,18 @@ class Plans:
         """Return the plan of a caller, and the part of it for requests without a model."""
         # What makes no difference is no part of the name: callers may ask for any model. An
         # identity is looked up in a tenth of the time that a record takes to be hashed.
-        own = principal is not None and bool(principal.limits or principal.budgets)
-        name = (
-            id(principal),
-            address if principal is None or own or self._by_address else None,
-            model if own or self._by_model else None,
-        )
+        name: object = id(principal)
         found = self._ready.get(name)
         if found is not None:
             return found
+        own = principal is not None and bool(principal.limits or principal.budgets)
+        by_address = principal is None or own or self._by_address
+        by_model = own or self._by_model
+        if by_address or by_model:
+            name = name, address if by_address else None, model if by_model else None
+            found = self._ready.get(name)
+            if found is not None:
+                return found
         whole = self._made(principal, address, model)
         found = whole, whole.only_requests()
         if len(self._ready) >= self._most:

@@ -15,9 +15,15 @@ SOON = 1.0  # seconds; when somebody else will be done, nobody knows
 
 def standing(plan: Plan, readings: Sequence[Reading]) -> tuple[Header, ...]:
     """Return the headers that show the strictest limit of each unit: the one with least left."""
-    requests = _shown(plan, readings, plan.request_units) if plan.request_units else ()
-    tokens = _shown(plan, readings, plan.token_units) if plan.token_units else ()
-    return requests + tokens if tokens else requests
+    headers: tuple[Header, ...] = ()
+    for places in plan.shown:
+        place = places[0]
+        if len(places) > 1:
+            place = min(places, key=lambda place: readings[place].left)
+        reading, shown = readings[place], plan.lines[place].shown
+        assert shown is not None  # what is held at once is not among these places
+        headers += shown.headers(reading.left, reading.resets_in)
+    return headers
 
 
 def refusal(
@@ -39,16 +45,6 @@ def cut_short(text: str) -> QuotaSpent:
     return QuotaSpent(
         f"The budget of {text} was spent while this answer was written.", headers=[DO_NOT_RETRY]
     )
-
-
-def _shown(plan: Plan, readings: Sequence[Reading], places: Sequence[int]) -> tuple[Header, ...]:
-    place = places[0]
-    for other in places[1:]:
-        if readings[other].left < readings[place].left:
-            place = other
-    line, reading = plan.lines[place], readings[place]
-    assert line.shown is not None  # what is held at once is not among these places
-    return line.shown.headers(reading.left, reading.resets_in)
 
 
 def _quota_spent(line: Line, reading: Reading, shown: tuple[Header, ...]) -> QuotaSpent:

@@ -19,7 +19,9 @@ from llmproxy.store.windows import Calendar
 TINY = 1e-9  # what is less than this is nothing: sums of fractions do not come out at zero
 _ABOVE_ONE = 1 + TINY
 SLACK = 1e-6  # by which a rate may be exceeded: its level is the outcome of a division
-RATE, SPENT = Kind.RATE, Kind.SPENT  # looking a member up in its Enum costs as much as a sum
+# Looking a member up in its Enum costs as much as a sum.
+RATE, HELD, SPENT = Kind.RATE, Kind.HELD, Kind.SPENT
+_new = tuple.__new__  # 0.2 us faster than a call of the class
 
 Wanted = Sequence[tuple[Meter, float]]
 Taken = Sequence[tuple[Meter, float, float]]
@@ -91,50 +93,60 @@ class Counters:
         """Take all of it or nothing."""
         found: list[tuple[Rate | Account, float]] = []
         refused: tuple[int, ...] = ()
+        rates, holds = self.rates, self.holds
         for meter, amount in wanted:
             state: Rate | Account
-            if meter.kind is RATE:
-                state = self.rates.get(meter.name) or self._new_rate(meter, now)
+            kind, limit = meter.kind, meter.limit
+            if kind is RATE:
+                state = rates.get(meter.name) or self._new_rate(meter, now)
                 used = state.level_at(now, meter)
-                fits = used + amount <= meter.limit * _ABOVE_ONE + SLACK
+                fits = used + amount <= limit * _ABOVE_ONE + SLACK
+            elif kind is HELD:
+                state = holds.get(meter.name) or self._account(meter, wall)
+                used = state.held
+                fits = used + amount <= limit
             else:
                 state = self._account(meter, wall)
                 used = state.spent + state.held
-                fits = used + amount <= meter.limit
-                if amount <= 0.0 and meter.kind is SPENT:
-                    fits = used < meter.limit  # an estimate of nothing does not slip through
+                # An estimate of nothing does not slip through.
+                fits = used + amount <= limit if amount > 0.0 else used < limit
             if not fits and meter.hard:
                 refused += (len(found),)
             found.append((state, used))
         if refused:
             return Grant(False, self._refusals(wanted, found, refused, wall), owner, refused)
         readings = []
-        for index, (state, used) in enumerate(found):
-            meter, amount = wanted[index]
+        for (meter, amount), (state, used) in zip(wanted, found, strict=True):
+            limit = meter.limit
             used += amount
             if type(state) is Rate:
                 resets = _drains_in(used, meter)
-                state.level = used
-                state.at = now
-                state.empty = now + resets
-                readings.append(Reading(meter.limit - used, resets))
+                state.level, state.at, state.empty = used, now, now + resets
+                readings.append(_new(Reading, (limit - used, resets, 0.0)))
             elif type(state) is Account:
                 state.hold(owner, amount)
-                readings.append(self._reading(meter, used, wall))
-        return Grant(True, tuple(readings), owner)
+                if meter.kind is HELD:
+                    readings.append(_new(Reading, (limit - used, 0.0, 0.0)))
+                else:
+                    readings.append(self._reading(meter, used, wall))
+        return _new(Grant, (True, tuple(readings), owner, ()))
 
     def settle(self, taken: Taken, owner: str, now: float, wall: float) -> None:
         """Put what it really was in the place of what was taken."""
         for meter, amount, actual in taken:
-            if meter.kind is RATE:
+            kind = meter.kind
+            if kind is RATE:
                 rate = self.rates.get(meter.name) or self._new_rate(meter, now)
-                rate.level = max(0.0, rate.level_at(now, meter) + actual - amount)
+                level = rate.level_at(now, meter) + actual - amount
+                rate.level = level = level if level > 0.0 else 0.0
                 rate.at = now
-                rate.empty = now + _drains_in(rate.level, meter)
-                continue
-            account = self._account(meter, wall)
-            account.give_back(owner, amount)
-            if meter.kind is SPENT:
+                rate.empty = now + _drains_in(level, meter)
+            elif kind is HELD:
+                account = self.holds.get(meter.name) or self._account(meter, wall)
+                account.give_back(owner, amount)
+            else:
+                account = self._account(meter, wall)
+                account.give_back(owner, amount)
                 account.spent = max(0.0, account.spent + actual)
 
     def read(self, meters: Sequence[Meter], now: float, wall: float) -> tuple[Reading, ...]:

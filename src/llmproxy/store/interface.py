@@ -64,6 +64,10 @@ class Grant(NamedTuple):
 class Meters(Protocol):
     """Numbers that many change at once."""
 
+    @property
+    def available(self) -> bool:
+        """Whether it answered when it was last asked; as long as it does not, it goes on trying."""
+
     async def take(self, wanted: Sequence[tuple[Meter, float]]) -> Grant:
         """Take all of these amounts, or nothing at all; name no meter twice.
 
@@ -75,12 +79,23 @@ class Meters(Protocol):
         """Replace what was taken by what it really was: (meter, taken, actual).
 
         Never refuses, never goes below zero, never waits and never fails: what cannot be
-        delivered now is delivered, once, when the store answers again. For HELD the actual
-        amount is 0.
+        delivered now is delivered, once, when the store answers again: as it was, however much of
+        it would have drained meanwhile. So whoever knows that it is not `available` rather waits.
+        For HELD the actual amount is 0.
         """
 
     async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:
         """Return how these meters stand."""
+
+
+class Immediate(Protocol):
+    """Meters of this very process: the same, without letting anybody else run."""
+
+    def take_now(self, wanted: Sequence[tuple[Meter, float]]) -> Grant:
+        """Do what `Meters.take` does."""
+
+    def settle_now(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
+        """Do what `Meters.settle` does."""
 
 
 class Records(Protocol):
@@ -136,10 +151,6 @@ class Store(Records, Meters, Protocol):
 
     async def aclose(self) -> None:
         """Write what is still to be written, give back what is held, let go of everything."""
-
-    @property
-    def available(self) -> bool:
-        """Whether it answered when it was last asked."""
 
 
 def meter_name(*parts: str) -> str:

@@ -41,13 +41,21 @@ class MemoryStore:
 
     async def take(self, wanted: Wanted) -> Grant:
         """Take all of it or nothing."""
+        return self.take_now(wanted)
+
+    async def settle(self, taken: Taken, owner: str) -> None:
+        """Put what it really was in the place of what was taken."""
+        self.settle_now(taken, owner)
+
+    def take_now(self, wanted: Wanted) -> Grant:
+        """Take all of it or nothing."""
         now, wall = self._steady(), self._wall()
         grant = self._counters.take(wanted, self._owner, now, wall)
         if self._counters.created:
             self._counters.forget(now, wall)
         return grant
 
-    async def settle(self, taken: Taken, owner: str) -> None:
+    def settle_now(self, taken: Taken, owner: str) -> None:
         """Put what it really was in the place of what was taken."""
         self._counters.settle(taken, owner, self._steady(), self._wall())
 
