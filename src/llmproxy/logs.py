@@ -99,12 +99,9 @@ class BatchLog:
 
 def json_line(line: Line) -> bytes:
     """One JSON object; what is None is left out."""
-    fields = dict(line)
-    if None in fields.values():
-        for name, value in line.items():
-            if value is None:
-                del fields[name]
-    return codec.dumps(fields) + b"\n"
+    if None in line.values():
+        line = {name: value for name, value in line.items() if value is not None}
+    return codec.dumps(line) + b"\n"
 
 
 def console_line(line: Line) -> bytes:

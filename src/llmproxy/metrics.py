@@ -69,10 +69,10 @@ class Metrics:
         overhead: float,
     ) -> None:
         """Record a request that has ended."""
-        if upstream is not None and outcome is Outcome.COMPLETED:
+        if upstream is not None and outcome is Outcome.COMPLETED and model not in self._models:
             self._learn(model)
         server = upstream or ""
-        self._requests[self._label(model), server, str(status), outcome.value] += 1
+        self._requests[self._label(model), server, str(status), outcome._value_] += 1
         _of(self._duration, server, WAIT).add(duration)
         self._overhead.add(overhead)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -472,3 +474,24 @@ async def test_limits_are_told_in_the_head_and_only_ours() -> None:
     assert seen.header(b"x-ratelimit-limit-requests") == b"60"
     assert seen.header(b"x-a") == b"1"
     assert theirs == [(b"x-ratelimit-limit-requests", b"9000"), (b"x-a", b"1")]
+
+
+_FORK = """
+import os
+from llmproxy.middleware.observe import new_name
+new_name()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+print(new_name(), flush=True)
+"""
+
+
+def test_a_fork_of_us_gives_names_of_its_own() -> None:
+    """They are drawn in advance, and a host may fork its workers after that."""
+    done = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+
+    assert len(names) == 2
+    assert len({*names}) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)

@@ -73,6 +73,72 @@ def test_a_server_with_too_much_to_do_is_given_up() -> None:
     assert memory.choose(servers, prompt(SYSTEM)) is not home
 
 
+def busy(servers: list[Seen], memory: PrefixMemory, *bodies: bytes) -> list[int]:
+    """Return how many requests each server has when all of these are on their way at once."""
+    for body in bodies:
+        memory.choose(servers, body).inflight += 1
+    return sorted(server.inflight for server in servers)
+
+
+def test_what_everybody_begins_with_keeps_nobody_idle() -> None:
+    """One system prompt for all is soon read everywhere, whatever part of a prompt it is."""
+    for own in ("x" * 600, "x" * 30_000):
+        servers = [Seen(name) for name in "abcdefgh"]
+        bodies = [prompt(SYSTEM, f"{number:04}", own) for number in range(256)]
+
+        least, *_, most = busy(servers, PrefixMemory(), *bodies)
+
+        assert least >= 24 and most <= 40
+
+
+def test_a_beginning_that_many_have_gets_more_servers_than_others() -> None:
+    """The others stay with one, as long as it does not have much more to do."""
+    memory = PrefixMemory()
+    servers = [Seen(name) for name in "abcdefgh"]
+    hot = [prompt(SYSTEM, str(number) * 700) for number in range(100)]
+    cold = [prompt(f"{number:04}" * 700) for number in range(28)]
+
+    assert busy(servers, memory, *hot, *cold)[-1] < 30
+    assert {len(memory._seen[blocks_of(body)[-1]]) for body in cold} == {1}
+    assert len(memory._seen[blocks_of(hot[0])[0]]) >= 4
+
+
+def given_up_at(blocks: int) -> int:
+    """Return with how many requests a server is passed over that has read so many of 40 blocks."""
+    for inflight in range(9, 100):
+        memory = PrefixMemory()
+        home, *_ = servers = [Seen(name, inflight=9) for name in "abcdefgh"]
+        memory.choose([home], prompt("y" * BLOCK * blocks))
+        home.inflight = inflight
+        if (
+            memory.choose(servers, prompt("y" * BLOCK * blocks, "z" * BLOCK * (40 - blocks)))
+            != home
+        ):
+            return inflight
+    raise AssertionError("it never is")
+
+
+def test_part_of_a_prompt_is_worth_part_of_the_wait() -> None:
+    """The others have nine, and one of them is where the rest of it belongs."""
+    assert given_up_at(4) <= 10
+    assert 12 <= given_up_at(20) <= 15
+    assert 18 <= given_up_at(40) <= 24
+
+
+def test_processes_that_know_nothing_of_each_other_agree() -> None:
+    """Also where all prompts begin alike, once both have seen that."""
+    servers = [Seen(name) for name in "abcdefgh"]
+    one, other = PrefixMemory(), PrefixMemory()
+    for memory in (one, other):
+        for number in range(20):
+            memory.choose(servers, prompt(SYSTEM[:1200], f"{number} is seen by both. " * 200))
+    texts = [prompt(SYSTEM[:1200], f"{number:05}" * 800) for number in range(100, 140)]
+
+    homes = [one.choose(servers, text).name for text in texts]
+    assert [other.choose(servers, text).name for text in texts] == homes
+    assert len(set(homes)) > 4
+
+
 def test_a_server_that_is_gone_is_not_chosen() -> None:
     """Memory of it does no harm."""
     memory = PrefixMemory()

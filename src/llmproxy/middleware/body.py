@@ -10,6 +10,7 @@ Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge
 """
 
 import asyncio
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 from llmproxy.context import get_context
@@ -34,7 +35,6 @@ class BodyHeaders(NamedTuple):
     """What the head says of the body."""
 
     length: int | None
-    kind: bytes  # the content type, in lower case, without its parameters
     content_type: bytes
     encoded: bool
     expected: bool  # whether there is a body at all
@@ -57,7 +57,7 @@ class BodyMiddleware:
         ctx = get_context(scope)
         about = body_headers(scope, ctx.fields)
         must_be_json = present(ctx.endpoint, "endpoint").json_body and scope["method"] == "POST"
-        if must_be_json or (about.expected and is_json(about.kind)):
+        if must_be_json or (about.expected and is_json(about.content_type)):
             if about.encoded:
                 raise UnsupportedEncoding("Send the request body without a Content-Encoding.")
             body = await self._read(scope, receive, about.length) if about.expected else b""
@@ -73,11 +73,14 @@ class BodyMiddleware:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
         await self.app(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive, length: int | None) -> bytes:
+    def _read(self, scope: Scope, receive: Receive, length: int | None) -> Awaitable[bytes]:
         if length is not None and length > self.max_body:
             raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
         if watched(scope) is not None:
-            return await self._gather(receive)  # our own server has the clock
+            return self._gather(receive)  # our own server has the clock
+        return self._gather_in_time(receive)
+
+    async def _gather_in_time(self, receive: Receive) -> bytes:
         try:
             async with asyncio.timeout(self.within or None):
                 return await self._gather(receive)
@@ -130,18 +133,19 @@ def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:
     said = fields.get(b"content-length", b"")
     length = int(said) if said.isdigit() else None
     content_type = fields.get(b"content-type", b"")
-    encoding = fields.get(b"content-encoding", b"").strip().lower()
-    chunked = b"transfer-encoding" in fields
-    # HTTP/2 needs neither header to have a body.
-    unsaid = scope.get("http_version", "1.1") >= "2" and scope["method"] in _WITH_BODY
-    expected = chunked or bool(length) or (length is None and unsaid)
-    kind = content_type.partition(b";")[0].strip().lower()
-    return BodyHeaders(length, kind, content_type, encoding not in (b"", b"identity"), expected)
+    encoding = fields.get(b"content-encoding")
+    encoded = encoding is not None and encoding.strip().lower() not in (b"", b"identity")
+    expected = bool(length) or b"transfer-encoding" in fields
+    if length is None and not expected:
+        # HTTP/2 needs neither header to have a body.
+        expected = scope.get("http_version", "1.1") >= "2" and scope["method"] in _WITH_BODY
+    return BodyHeaders(length, content_type, encoded, expected)
 
 
 _WITH_BODY = ("POST", "PUT", "PATCH")
 
 
-def is_json(kind: bytes) -> bool:
+def is_json(content_type: bytes) -> bool:
     """Tell whether a content type stands for JSON."""
+    kind = content_type.partition(b";")[0].strip().lower()
     return kind == b"application/json" or kind.endswith(b"+json")

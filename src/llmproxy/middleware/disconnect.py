@@ -13,7 +13,7 @@ import asyncio
 
 from llmproxy.context import get_context
 from llmproxy.errors import ClientGone
-from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, WatchedExchange, watched
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, watched
 
 LEFT = "The client left before its answer was complete."
 
@@ -32,20 +32,11 @@ class DisconnectMiddleware:
         request = asyncio.current_task()
         assert request is not None  # a server always runs the app inside a task
         exchange = watched(scope)
-        if exchange is not None and exchange.task is request:
-            await self._with_watch(exchange, request, scope, receive, send)
-        else:
+        if exchange is None or exchange.task is not request:
             await self._with_watcher(request, scope, receive, send)
+            return
 
-    async def _with_watch(
-        self,
-        exchange: WatchedExchange,
-        request: "asyncio.Task[object]",
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        """Under our own server, which tells of a hang-up itself."""
+        # Our own server tells of a hang-up itself.
         exchange.cancel_when_gone(True)
         try:
             await self.app(scope, receive, send)

@@ -61,10 +61,9 @@ def read_inference(body: bytes) -> InferenceRequest:
         raise InvalidRequest("The request body must be a JSON object.")
     if not _OTHER_SPELLINGS.isdisjoint(fields):
         raise InvalidRequest("`model` must be written in lower case.", param="model")
-    # From the end, because that is twice as fast: 0.2 us, and nearly every body is spared the
-    # careful look.
-    last = body.rfind(b'"model"')
-    if body.rfind(b'"model"', 0, max(last, 0)) >= 0 or body.rfind(b"\\u006") >= 0:
+    # The latter from the end, because that is twice as fast: 0.2 us, and nearly every body is
+    # spared the careful look.
+    if body.find(b'"model"') != body.rfind(b'"model"') or body.rfind(b"\\u006") >= 0:
         _refuse_two_models(body)
     get = fields.get
     model = get("model")

@@ -23,6 +23,7 @@ STATUS_LINES = {
     for status in HTTPStatus
 }
 _BODYLESS = (204, 304)
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 LARGE = 16 * 1024  # bytes; a piece of this size is not copied to put its frame around it
 
 log = logging.getLogger("llmproxy.server")
@@ -89,8 +90,15 @@ class Exchange(Writer):
 
     # The app
 
-    async def run(self, app: ASGIApp) -> None:
-        """Run the app, and see that the client is not left with half an answer."""
+    async def run(self, app: ASGIApp, running: "set[asyncio.Task[None]]") -> None:
+        """Run the app, and see that the client is not left with half an answer.
+
+        The task is among those that are `running` for as long: a callback at its end would
+        cost a turn of the loop.
+        """
+        task = self.task
+        assert task is not None
+        running.add(task)
         try:
             await app(self.scope, self.receive, self.send)
         except ProxyError:
@@ -105,6 +113,7 @@ class Exchange(Writer):
         finally:
             if not self.complete and not self.gone:
                 self._leave_unfinished(500, "internal_error", "The server failed to answer.")
+            running.discard(task)
             # These close circles, and a circle waits for the garbage collector: 7 % of what a
             # request costs, and as much memory as its body and its answer had.
             self.task = None
@@ -184,13 +193,15 @@ class Exchange(Writer):
         self._buffered += len(body)
         if self._buffered > self._protocol.bounds.read_ahead:
             self._protocol.pause_reading()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def end_body(self) -> None:
         """Note that the body is complete."""
         self.body_complete = True
         self._protocol.body_arrived()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def hang_up(self) -> None:
         """Note that the client has gone."""
@@ -223,17 +234,16 @@ class Exchange(Writer):
         counted: int | None = None
         for name, value in headers:
             name = name.lower()
-            if name == b"content-length":
+            if name not in _FRAMING:
+                lines.append(b"%b: %b\r\n" % (name, value))
+            elif name == b"content-length":
                 if counted is not None or not value.isdigit():
                     raise BrokenAnswer("the Content-Length of the answer is malformed")
                 counted = int(value)
-                if status == 204:
-                    continue
-            elif name in (b"connection", b"transfer-encoding"):
-                if name == b"connection" and b"close" in value.lower():
-                    self.keep_alive = False
-                continue
-            lines.append(b"%b: %b\r\n" % (name, value))
+                if status != 204:
+                    lines.append(b"content-length: %b\r\n" % value)
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive = False
         self._bodyless = self.scope["method"] == "HEAD" or status in _BODYLESS
         if not self._bodyless:
             self._left = counted
@@ -277,7 +287,8 @@ class Exchange(Writer):
             self._transport.write(data)
         if not more:
             self.complete = True
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
             self._protocol.answered(self)
 
     def _send_large(self, body: bytes) -> None:

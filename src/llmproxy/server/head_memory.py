@@ -8,26 +8,30 @@ Rule 2: what differs in anything but the digits of one Content-Length is read li
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
-from llmproxy.server.head_rules import LENGTH, Head
+from llmproxy.server.head_rules import Head
 from llmproxy.types import Header
 
 LONGEST = 4096  # bytes of a head that is remembered; each connection pays for its own
 DIGITS = 18
 
+Recalled = tuple[Head, int]
+"""A head that was known, and where it ends."""
+
+_new = tuple.__new__  # 0.1 us faster than a call of the class
 _LENGTH_LINE = re.compile(rb"\r\ncontent-length: ([0-9]{1,18})\r\n", re.IGNORECASE)
 
 
 class HeadMemory:
     """One head: the bytes around its length, and what was found of it."""
 
-    __slots__ = ("_after", "_before", "_found", "_headers", "_method", "_notes", "_place")
+    __slots__ = ("_after", "_before", "_found", "_headers", "_notes", "_place", "method")
 
     def __init__(self) -> None:
         self._before = b""
         self._after = b""
-        self._method = b""
+        self.method = b""
         self._found: Head | None = None
         self._headers: list[Header] = []
         self._place = 0  # of the length among them
@@ -47,13 +51,13 @@ class HeadMemory:
             return
         self._before = raw[: line.start(1)]
         self._after = raw[line.end(1) : end]
-        self._method = method
+        self.method = method
         self._headers = list(head.headers)
         self._place = names.index(b"content-length")
         self._notes = {}
         self._found = head
 
-    def recall(self, data: bytes) -> "Recalled | None":
+    def recall(self, data: bytes) -> Recalled | None:
         """Return what is known of the head that `data` begins with; None of a new one."""
         found = self._found
         if found is None or not data.startswith(self._before):
@@ -61,30 +65,14 @@ class HeadMemory:
         start = len(self._before)
         end = data.find(b"\r", start, start + DIGITS + 1)
         length = data[start:end]
-        if end < 0 or not LENGTH.fullmatch(length) or not data.startswith(self._after, end):
+        if end < 0 or not length.isdigit() or not data.startswith(self._after, end):
             return None
+        self._headers[self._place] = (b"content-length", length)
         headers = self._headers.copy()  # a layer may change the list that it is given
-        headers[self._place] = (b"content-length", length)
         path, query, _, _, keep_alive, expects_continue, old = found
-        head = Head(path, query, headers, int(length), keep_alive, expects_continue, old)
-        return Recalled(head, self._method, end + len(self._after), self)
+        head = _new(Head, (path, query, headers, int(length), keep_alive, expects_continue, old))
+        return head, end + len(self._after)
 
     def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
         """Return what others have noted about this head; None when these are not its headers."""
-        ours, place = self._headers, self._place
-        same = (
-            len(headers) == len(ours)
-            and headers[place][0] == b"content-length"
-            and headers[:place] == ours[:place]
-            and headers[place + 1 :] == ours[place + 1 :]
-        )
-        return self._notes if same else None
-
-
-class Recalled(NamedTuple):
-    """A head that was known, and where it ends."""
-
-    head: Head
-    method: bytes
-    end: int
-    memory: HeadMemory
+        return self._notes if headers == self._headers else None

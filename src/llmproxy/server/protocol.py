@@ -61,6 +61,8 @@ class GuardedProtocol(asyncio.Protocol):
         # The request that comes in, and the one that is answered
         self._reader = RequestReader(self, bounds)
         self._exchange: Exchange | None = None
+        self._dated: list[Header] | None = None
+        self._date_line = b""
 
         # When the client is read and looked at, and whether it takes what waits for it
         self._intake = cast("Intake", None)
@@ -161,10 +163,8 @@ class GuardedProtocol(asyncio.Protocol):
         scope["extensions"] = {EXCHANGE: exchange}
         self._exchange = exchange
         self._clock.body_begins()
-        exchange.task = task = self.loop.create_task(exchange.run(self._app))
-        tasks = self._server_state.tasks
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        running = self._server_state.tasks
+        exchange.task = self.loop.create_task(exchange.run(self._app, running))
         return exchange
 
     # For the exchange
@@ -181,7 +181,11 @@ class GuardedProtocol(asyncio.Protocol):
 
     def date(self) -> bytes:
         """Return the Date line that uvicorn renews every second."""
-        return lines_of(tuple(self._server_state.default_headers))
+        headers = self._server_state.default_headers
+        if headers is not self._dated:
+            self._dated = headers
+            self._date_line = lines_of(tuple(headers))
+        return self._date_line
 
     def pause_reading(self) -> None:
         self._intake.pause()

@@ -9,7 +9,7 @@ from typing import Protocol
 import httptools
 
 from llmproxy.server.bounds import Bounds
-from llmproxy.server.head_memory import HeadMemory, Recalled
+from llmproxy.server.head_memory import HeadMemory
 from llmproxy.server.head_rules import Head, Refusal, check_head, condensed
 from llmproxy.types import Header
 
@@ -97,7 +97,8 @@ class RequestReader:
             if not self._raw and self._memory is not None:
                 known = self._memory.recall(data)
                 if known is not None:
-                    self._begin_known(known, data)
+                    head, end = known
+                    self._begin_known(head, self._memory, data[end:])
                     return None
             self._in_one_piece = not self._raw
             self._raw = self._raw + data if self._raw else data
@@ -110,13 +111,13 @@ class RequestReader:
             self._weigh()
         return self._refusal
 
-    def _begin_known(self, known: Recalled, data: bytes) -> None:
+    def _begin_known(self, head: Head, memory: HeadMemory, rest: bytes) -> None:
         """Begin a request whose head was here before."""
         self.in_head = False
         self._chunked = False
-        self._left = known.head.length or 0
-        self._request = self._owner.begin(known.head, known.method, known.memory)
-        self._feed_known(data[known.end :])
+        self._left = head.length or 0
+        self._request = self._owner.begin(head, memory.method, memory)
+        self._feed_known(rest)
 
     def _feed_known(self, data: bytes) -> None:
         request = self._request

@@ -177,14 +177,12 @@ class Http1Call:
         else:
             waiter.set_exception(Silence())
 
-    async def _something(self, within: float) -> None:
+    def _something(self, within: float) -> "asyncio.Future[None]":
+        """Return what is done as soon as there is a reason to look again."""
         self._waiter = waiter = self._loop.create_future()
         self._deadline = self._loop.time() + within if within > 0 else FOR_EVER
         self._set_clock()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        return waiter
 
     def _is_ready(self) -> bool:
         return bool(self._chunks) or self.complete or self._failure is not None

@@ -15,6 +15,7 @@ import httptools
 
 from llmproxy.errors import UpstreamBroken, UpstreamTimeout
 from llmproxy.records import Upload
+from llmproxy.transport.http1.answer_memory import AnswerMemory
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.head import Framing, framing_of, head_size, write_head
 from llmproxy.transport.interface import Outgoing
@@ -85,6 +86,10 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive = False
         self._parsed = False  # to the last byte
         self._surplus = False  # something came behind the last byte
+
+        # Neither a head that was known before goes to the parser, nor the body behind it
+        self._memory = AnswerMemory()
+        self._left = 0  # bytes of such a body
 
     # For the client
 
@@ -184,22 +189,8 @@ class Connection(asyncio.BufferedProtocol):
             self.abandon()
             return
         self._overhead += len(data)
-        before = self._framing
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break(call, "switched protocols without being asked")
-            return
-        except httptools.HttpParserError as exc:
-            if not self._parsed:
-                self._break(call, "sent something that is not an HTTP answer", exc)
-                return
-            self._surplus = True
-        if self._framing is Framing.INVALID:
-            self._break(call, "sent a head that can be read in two ways")
-            return
-        if before is None and len(data) > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
-            self._break(call, "sent a head that is too long")
+        known = (self._left or self._framing is None) and self._read_known(call, data)
+        if not known and not self._parse(call, data):
             return
         pieces = self._pieces
         if pieces:
@@ -215,6 +206,52 @@ class Connection(asyncio.BufferedProtocol):
             self._break(call, "sent a head that is too long")
             return
         call.wake()
+
+    def _read_known(self, call: Http1Call, data: bytes) -> bool:
+        """Read on in an answer whose head was here before; False of every other one."""
+        if not self._left:
+            if self._framing is not None or self._overhead != len(data) or self._without_body:
+                return False
+            known = self._memory.recall(data)
+            if known is None:
+                return False
+            call.status, call.headers, self._left, end = known
+            self._framing = Framing.LENGTH
+            self._keep_alive = True
+            data = data[end:]
+        body = data[: self._left]
+        self._left -= len(body)
+        self._parsed = not self._left
+        if len(data) > len(body):  # an empty line may stand there, and nothing else
+            self._surplus = bool(data[len(body) :].strip(b"\r\n"))
+        if body:
+            self._pieces.append(body)
+        return True
+
+    def _parse(self, call: Http1Call, data: bytes) -> bool:
+        """Read on with the parser; False when that was the end of the call."""
+        before = self._framing
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._break(call, "switched protocols without being asked")
+            return False
+        except httptools.HttpParserError as exc:
+            if not self._parsed:
+                self._break(call, "sent something that is not an HTTP answer", exc)
+                return False
+            self._surplus = True
+        if before is not None:
+            return True
+        if self._framing is Framing.INVALID:
+            self._break(call, "sent a head that can be read in two ways")
+            return False
+        if len(data) > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
+            self._break(call, "sent a head that is too long")
+            return False
+        if self._framing is Framing.LENGTH and self._keep_alive and self._overhead == len(data):
+            self._memory.learn(data, call.status, self._headers)
+        return True
 
     def eof_received(self) -> None:
         call = self._call
@@ -303,7 +340,8 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self, call: Http1Call) -> None:
         self._call = None
         call.end()
-        reusable = self._keep_alive and not self._surplus and not self.sending and not self.closed
+        sending = self._sender is not None and self.sending
+        reusable = self._keep_alive and not self._surplus and not sending and not self.closed
         if not reusable:
             self.abandon()
             return

@@ -1,5 +1,7 @@
 """Heads: what we write, and how an answer's head delimits its body. No I/O."""
 
+import re
+from collections.abc import Sequence
 from enum import Enum, auto
 
 from llmproxy.errors import InvalidRequest
@@ -7,6 +9,7 @@ from llmproxy.transport.interface import Outgoing
 from llmproxy.types import Header
 
 EXPECTS_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+_NOT_IN_TARGET = re.compile(rb"[ \r\n\0]")
 
 
 class Framing(Enum):
@@ -53,25 +56,31 @@ def head_size(headers: list[Header]) -> int:
 
 def write_head(outgoing: Outgoing) -> bytes:
     """Return the head of a request, its framing included."""
-    body = outgoing.body
-    repeated = outgoing.repeated
-    if repeated.written is None:
-        repeated.written = b"".join([b"%b: %b\r\n" % header for header in repeated.headers])
-    lines = [b"%b %b HTTP/1.1\r\n%b" % (outgoing.method, outgoing.target, repeated.written)]
-    lines += [b"%b: %b\r\n" % header for header in outgoing.headers]
-    if isinstance(body, bytes):
-        if body or outgoing.method in EXPECTS_BODY:
-            lines.append(b"content-length: %d\r\n" % len(body))
-    elif body.length is not None:
-        lines.append(b"content-length: %d\r\n" % body.length)
-    else:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    head = b"".join(lines)
-    # Whatever server we run under has refused these already. Should one let them through,
-    # a caller could write a second request into ours.
-    count = len(repeated.headers) + len(lines)
-    if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
-        raise InvalidRequest("A header or the path holds a character that it may not hold.")
-    if b" " in outgoing.target:
+    method, target, headers, body, repeated = outgoing
+    if not method.isalpha() or _NOT_IN_TARGET.search(target):
         raise InvalidRequest("The path holds a character that it may not hold.")
-    return head + b"\r\n"
+    if repeated.written is None:
+        repeated.written = _lines(repeated.headers)
+    framing = b""
+    if isinstance(body, bytes):
+        if body or method in EXPECTS_BODY:
+            framing = b"content-length: %d\r\n" % len(body)
+    elif body.length is not None:
+        framing = b"content-length: %d\r\n" % body.length
+    else:
+        framing = b"transfer-encoding: chunked\r\n"
+    line = b"%b %b HTTP/1.1\r\n" % (method, target)
+    return b"".join((line, repeated.written, _lines(headers), framing, b"\r\n"))
+
+
+def _lines(headers: Sequence[Header]) -> bytes:
+    """Return headers as they stand in a head.
+
+    Whatever server we run under has refused other line ends in them already. Should one let
+    them through, a caller could write a second request into ours.
+    """
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    count = len(headers)
+    if lines.count(b"\r") != count or lines.count(b"\n") != count or b"\0" in lines:
+        raise InvalidRequest("A header holds a character that it may not hold.")
+    return lines
