@@ -19,6 +19,7 @@ from llmproxy.auth.issued import IssuedKeys
 from llmproxy.auth.key_file import KeyFile
 from llmproxy.auth.keyring import Keyring
 from llmproxy.auth.signatures import Signatures
+from llmproxy.journey import Means
 from llmproxy.metering.prices import PriceList
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.admission import AdmissionMiddleware
@@ -262,22 +263,22 @@ def _routing(engines: Engines, settings: Settings, metrics: Metrics) -> Part:
         retries=settings.retries,
     )
     catalogue = Catalogue(registry, aliases=aliases.names, refresh=engines.look_again)
-    places = Places(
-        most=part_of(settings.queue_size, settings.workers, 0), within=settings.queue_timeout
+    means = Means(
+        router=router,
+        refresh=engines.look_again,
+        places=Places(
+            most=part_of(settings.queue_size, settings.workers, 0),
+            within=settings.queue_timeout,
+        ),
+        room=Room(),
+        rescue=settings.rescue,
+        first_token=settings.first_token_limit,
+        metrics=metrics,
     )
-    room = Room()
     engines.watches += [health.watch, LoadWatch(registry).run]
     return Part(
         layer=lambda app: RoutingMiddleware(
-            app,
-            router=router,
-            catalogue=catalogue,
-            places=places,
-            rescue=settings.rescue,
-            first_token=settings.first_token_limit,
-            total=settings.timeout_total,
-            metrics=metrics,
-            room=room,
+            app, means=means, catalogue=catalogue, total=settings.timeout_total
         )
     )
 

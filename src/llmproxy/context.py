@@ -133,7 +133,7 @@ WRITERS = {
     "limit_headers": "rate_limit",
     "tap": "usage",
     "queued": "admission",
-    "paused": "routing",
+    "paused": "journey",
     "waited": "forward",
     "failure": "errors",
 }

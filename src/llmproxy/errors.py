@@ -213,6 +213,7 @@ class UpstreamError(ProxyError):
     """A model server could not be used; `retryable` says whether another one may be tried."""
 
     outcome = Outcome.UPSTREAM_FAILED
+    unasked: bool = False  # no connection came about, so the server has not seen the request
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -221,6 +222,7 @@ class UpstreamUnreachable(UpstreamError):
     status = 502
     code = "upstream_unreachable"
     retryable = True
+    unasked = True
 
 
 class UpstreamBroken(UpstreamError):

@@ -15,8 +15,10 @@ class IncomingUpload:
     """
 
     def __init__(self, receive: Receive, *, length: int | None, limit: int, within: float) -> None:
-        self.length = length
+        self._length = length
         self.started = False
+        self.model_at: slice | None = None  # in what was looked at
+        self._model: bytes | None = None  # what is to stand there instead
         self._receive = receive
         self._limit = limit
         self._within = within
@@ -24,6 +26,18 @@ class IncomingUpload:
         self._looked_at: list[bytes] = []
         self._all_read = False
         self._through = asyncio.Event()
+
+    @property
+    def length(self) -> int | None:
+        if self._length is None or self._model is None or self.model_at is None:
+            return self._length
+        named: int = self.model_at.stop - self.model_at.start
+        return self._length + len(self._model) - named
+
+    def name(self, model: str) -> None:
+        """Have it ask for another model than its caller does."""
+        if self.model_at is not None:
+            self._model = model.encode()
 
     async def look(self) -> bytes | None:
         """Read one piece more and keep it; None when there is none."""
@@ -40,13 +54,21 @@ class IncomingUpload:
         assert not self.started, "an upload can be read once"
         self.started = True
         try:
-            for piece in self._looked_at:
+            for piece in self._renamed():
                 yield piece
             self._looked_at.clear()
             while not self._all_read:
                 yield await self._next()
         finally:
             self._through.set()
+
+    def _renamed(self) -> list[bytes]:
+        """Return what was looked at, with the model in it that it is to name."""
+        place = self.model_at
+        if self._model is None or place is None:
+            return self._looked_at
+        start = b"".join(self._looked_at)
+        return [start[: place.start] + self._model + start[place.stop :]]
 
     async def _next(self) -> bytes:
         # The clock runs for each piece: how long a whole upload may take depends on its

@@ -216,6 +216,7 @@ class ScriptedServer:
     requests: list[Request] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)  # in the order of their arrival
+    listening: asyncio.AbstractServer | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -247,6 +248,25 @@ class ScriptedServer:
         """Wait until every client has left."""
         for exchange in list(self.exchanges):
             await exchange.closed()
+
+    async def die(self) -> None:
+        """Go as a process that is killed: nobody listens, and every connection is reset."""
+        assert self.listening is not None
+        self.listening.close()
+        for exchange in self.exchanges:
+            if not exchange.lost:
+                exchange.reset()
+        async with patience("every connection was reset"):
+            for exchange in self.exchanges:
+                await exchange.gone()
+
+    async def come_back(self) -> None:
+        """Listen again where it did."""
+        host, port = self.address
+        loop = asyncio.get_running_loop()
+        self.listening = await loop.create_server(
+            lambda: Exchange(self), host, port, reuse_address=True
+        )
 
     def arrived(self, exchange: Exchange) -> int:
         """Take note of a new connection."""
@@ -292,9 +312,11 @@ async def scripted(
         listening = await loop.create_server(lambda: Exchange(server), sock=sock, ssl=tls)
         scheme = "https" if tls is not None else "http"
         server.upstream = Upstream("engine", scheme, host, sock.getsockname()[1])
+    server.listening = listening
     try:
         yield server
     finally:
+        listening = server.listening
         listening.close()
         for exchange in server.exchanges:
             await exchange.stop()

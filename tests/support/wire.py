@@ -116,6 +116,11 @@ class Wire(asyncio.Protocol):
             while not self.ended:
                 await self._something()
 
+    async def gone(self) -> None:
+        """Wait until the socket is no more."""
+        while not self.lost:
+            await self._something()
+
     @property
     def was_reset(self) -> bool:
         """Whether the peer tore the connection down instead of closing it."""

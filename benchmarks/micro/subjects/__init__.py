@@ -7,11 +7,12 @@ from benchmarks.micro.subjects import (
     metrics,
     protocol,
     relay,
+    routing,
     server,
     settings,
     transport,
     whole,
 )
 
-PLACES = (whole, server, frame, limits, relay, transport, protocol, log, metrics, settings)
+PLACES = (whole, server, frame, limits, routing, relay, transport, protocol, log, metrics, settings)
 """In the order of the table: from the outside in."""

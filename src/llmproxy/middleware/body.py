@@ -23,7 +23,7 @@ from llmproxy.errors import (
     present,
 )
 from llmproxy.protocol.inference import read_inference
-from llmproxy.protocol.multipart import LOOK_AT, boundary_of, find_model
+from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
 from llmproxy.records import InferenceRequest
 from llmproxy.types import ASGIApp, Receive, Scope, Send, watched
 from llmproxy.upload import IncomingUpload
@@ -117,15 +117,18 @@ class BodyMiddleware:
         """Read on until the form has named its model, or could no longer."""
         boundary = boundary_of(content_type)
         start = b""
-        model = None
+        place = None
         undecided = boundary is not None
         while undecided and boundary is not None and len(start) < LOOK_AT:
             piece = await upload.look()
             if piece is None:
                 break
             start += piece
-            model, undecided = find_model(start[:LOOK_AT], boundary)
-        return InferenceRequest(model=model) if model is not None else NOTHING_ASKED
+            place, undecided = place_of_model(start[:LOOK_AT], boundary)
+        if place is None:
+            return NOTHING_ASKED
+        upload.model_at = place
+        return InferenceRequest(model=start[place].decode("utf-8", "replace"))
 
 
 def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:

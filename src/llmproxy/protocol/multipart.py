@@ -26,7 +26,17 @@ def find_model(start: bytes, boundary: bytes) -> tuple[str | None, bool]:
 
     Returns what was found, and whether more bytes could change that.
     """
-    for part in start.split(b"--" + boundary)[1:]:
+    place, undecided = place_of_model(start, boundary)
+    return start[place].decode("utf-8", "replace") if place is not None else None, undecided
+
+
+def place_of_model(start: bytes, boundary: bytes) -> tuple[slice | None, bool]:
+    """Return where the value of `model` stands, and whether more bytes could change that."""
+    mark = b"--" + boundary
+    first, *parts = start.split(mark)
+    end = len(first)
+    for part in parts:
+        begin, end = end + len(mark), end + len(mark) + len(part)
         head, blank, value = part.partition(b"\r\n\r\n")
         if not blank:
             return None, True
@@ -35,8 +45,9 @@ def find_model(start: bytes, boundary: bytes) -> tuple[str | None, bool]:
         name = _NAME.search(head)
         if name is None or name[1] != b"model":
             continue
-        text, end, _ = value.partition(b"\r\n")
-        if not end:
+        text, over, _ = value.partition(b"\r\n")
+        if not over:
             return None, True  # the value may go on
-        return text.decode("utf-8", "replace"), False
+        at = begin + len(head) + len(blank)
+        return slice(at, at + len(text)), False
     return None, True

@@ -44,7 +44,7 @@ class Breaker:
         self._now = now
         self._changed = changed
         self._state = STATE_CLOSED
-        self._buckets: list[tuple[int, int, int]] = []  # which part of time, calls, failures
+        self._buckets: list[list[int]] = []  # which part of time, calls, failures
         self._refused = 0  # connections in a row
         self._opened_at = 0.0
         self._rest = FIRST_REST
@@ -136,10 +136,11 @@ class Breaker:
         part = int(self._now() * BUCKETS / WINDOW)
         buckets = self._buckets
         if buckets and buckets[-1][0] == part:
-            _, calls, failures = buckets[-1]
-            buckets[-1] = (part, calls + 1, failures + failure)
+            last = buckets[-1]
+            last[1] += 1
+            last[2] += failure
         else:
-            buckets.append((part, 1, failure))
+            buckets.append([part, 1, failure])
             while buckets[0][0] <= part - BUCKETS:
                 del buckets[0]
         if not failure:

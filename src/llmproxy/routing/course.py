@@ -4,14 +4,13 @@ Knows what happened so far and decides what comes next; who asks is another's bu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmproxy.errors import (
     ModelNotFound,
     NoUpstream,
     ProxyError,
     UpstreamError,
-    UpstreamUnreachable,
 )
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.routing.retry import (
@@ -32,8 +31,7 @@ BUSY_FOR = 1.0  # seconds that a server is passed over which says it is busy and
 LONGEST_BUSY = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What the end of the chain is asked to do."""
 
     server: Server
@@ -42,14 +40,24 @@ class Attempt:
     asks_load: bool = False  # the server is to say in its answer how busy it is
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One attempt: who is asked, for which model, and when."""
 
     server: Server
     model: str | None
     probe: bool  # it finds out whether a server that failed is well again
     pause: float = 0.0  # seconds to wait before
+
+    def answered(self, *, well: bool) -> None:
+        """Note that an answer has begun, which is when a server that failed is known to be well."""
+        if well:
+            self.server.breaker.succeeded(probe=self.probe)
+        else:
+            self.server.breaker.failed(probe=self.probe)
+
+    def weighs_nothing(self) -> None:
+        """Note an attempt that tells nothing of the server: the caller left, or was wrong."""
+        self.server.breaker.weighs_nothing(probe=self.probe)
 
 
 class Full(Exception):
@@ -79,6 +87,10 @@ class Unknown(Exception):
 
 class Course:
     """The attempts of one request."""
+
+    __slots__ = (
+        "_at", "_budget", "_candidates", "_choose", "_longer", "_models", "_now", "history",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -124,42 +136,37 @@ class Course:
         self, turn: Turn, complaint: Complaint, retry_after: float | None
     ) -> Turn | None:
         """Return the next attempt after an error answer; None when it is passed on."""
-        server = turn.server
-        if complaint is Complaint.FAILED:
-            server.breaker.failed(probe=turn.probe)
-        else:
-            server.breaker.weighs_nothing(probe=turn.probe)
-            if complaint is Complaint.BUSY:
-                rest = BUSY_FOR if retry_after is None else min(retry_after, LONGEST_BUSY)
-                server.busy_until = max(server.busy_until, self._now() + rest)
+        self.refused(turn, complaint, retry_after)
         step = after_answer(self.history, complaint)
         if step is Step.LONGER:
             self._models, self._longer, self._at = self._longer, (), 0
         return self._next(step, retry_after)
 
+    def refused(self, turn: Turn, complaint: Complaint, retry_after: float | None) -> None:
+        """Note an error answer."""
+        server = turn.server
+        if complaint is Complaint.FAILED:
+            server.breaker.failed(probe=turn.probe)
+            return
+        server.breaker.weighs_nothing(probe=turn.probe)
+        if complaint is Complaint.BUSY:
+            rest = BUSY_FOR if retry_after is None else min(retry_after, LONGEST_BUSY)
+            server.busy_until = max(server.busy_until, self._now() + rest)
+
     def slow(self, turn: Turn, seconds: float) -> Turn | None:
         """Return the next attempt after one whose first token was late by our own measure."""
-        self.weighs_nothing(turn)
+        turn.weighs_nothing()
         turn.server.first_token(seconds)
-        self.history.silent.add(turn.server.name)
+        self.history.shut_out(turn.server.name)
         return self._next(Step.AGAIN, None)
 
-    def answered(self, turn: Turn, *, well: bool) -> None:
-        """Note that an answer has begun, which is when a server that failed is known to be well."""
-        if well:
-            turn.server.breaker.succeeded(probe=turn.probe)
-        else:
-            turn.server.breaker.failed(probe=turn.probe)
+    def broke(self, turn: Turn, failure: ProxyError, *, begun: bool = True) -> None:
+        """Note an answer that broke: its server is not asked again for this request.
 
-    def weighs_nothing(self, turn: Turn) -> None:
-        """Note an attempt that tells nothing of the server: the caller left, or was wrong."""
-        turn.server.breaker.weighs_nothing(probe=turn.probe)
-
-    def broke(self, turn: Turn, failure: ProxyError) -> None:
-        """Note an answer that broke: its server is not asked again for this request."""
-        if isinstance(failure, UpstreamError):
-            turn.server.breaker.failed(probe=False)
-        self.history.shut.add(turn.server.name)
+        One that had begun has found out already that its server is well.
+        """
+        self._judge(turn._replace(probe=False) if begun else turn, failure)
+        self.history.shut_out(turn.server.name)
 
     def rescuer(self, turn: Turn, *, fallback: bool) -> Turn | None:
         """Return who may go on with a stream that broke.
@@ -186,8 +193,7 @@ class Course:
 
     def _judge(self, turn: Turn, failure: ProxyError) -> None:
         if isinstance(failure, UpstreamError):
-            refused = isinstance(failure, UpstreamUnreachable)
-            turn.server.breaker.failed(probe=turn.probe, refused=refused)
+            turn.server.breaker.failed(probe=turn.probe, refused=failure.unasked)
         else:
             turn.server.breaker.weighs_nothing(probe=turn.probe)
 
@@ -195,11 +201,15 @@ class Course:
         history = self.history
         if step is None or history.left <= 0:
             return None
-        # The last attempt belongs to the chain of fallbacks, if there is one.
-        if history.left == 1 and self._at == 0 and len(self._models) > 1:
+        # The last attempt belongs to the chain of fallbacks, if there is one that can be asked.
+        spared = history.left == 1 and self._at == 0 and len(self._models) > 1
+        if spared:
             self._at = 1
         while True:
             found = self._find()
+            if found is None and spared:
+                self._at, spared = 0, False
+                continue
             if found is None:
                 return None
             server = found[0]
@@ -207,7 +217,7 @@ class Course:
             pause = pause_before(times, retry_after=retry_after) if times else 0.0
             if pause is not None:
                 break
-            history.shut.add(server.name)  # too long to wait for it
+            history.shut_out(server.name)  # too long to wait for it
         # A server that has been well of late has room for what another could not do. The
         # share of the traffic that retries may be is for when there is none.
         if server.breaker.has_failed and not self._budget.retry():

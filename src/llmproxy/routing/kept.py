@@ -17,6 +17,7 @@ from llmproxy import codec
 
 MOST = 256 * 1024  # bytes of one stream: hours of talk
 MOST_IN_ALL = 64 * 1024 * 1024
+STEP = 4096  # bytes that a stream takes of them at a time
 MOST_HELD = 4096  # bytes of half an event
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -30,7 +31,7 @@ _ERROR = re.compile(
 
 @dataclass(slots=True)
 class Room:
-    """The bytes that all streams of a process keep together."""
+    """The bytes that all streams of a process may keep together."""
 
     most: int = MOST_IN_ALL
     used: int = 0
@@ -39,30 +40,28 @@ class Room:
 class KeptStream:
     """One stream as its caller knows it."""
 
-    __slots__ = ("_held", "_parts", "_room", "_size", "failed", "whole")
+    __slots__ = ("_held", "_left", "_parts", "_room", "_taken", "failed", "whole")
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self._parts: list[bytes] = []
-        self._size = 0
+        self._taken = 0  # of the room
+        self._left = 0  # of what was taken
         self._held = b""
         self.whole = True  # everything the caller has is kept, to the end of an event
         self.failed = b""  # the event in which the server said so
 
     def through(self, chunk: bytes) -> bytes:
         """Take a chunk; return what may be passed on now."""
-        if self._held or chunk[-2:] != b"\n\n" or _WORD in chunk:
+        # In line, because this runs for every chunk of every stream.
+        if self._held or chunk[-2:] != b"\n\n" or chunk.find(_WORD) >= 0:
             return self._cut(chunk)
-        if self.whole:
-            # In line, because this runs for every chunk of every stream.
-            size = len(chunk)
-            room = self._room
-            if self._size + size <= MOST and room.used + size <= room.most:
-                self._parts.append(chunk)
-                self._size += size
-                room.used += size
-            else:
-                self._give_up()
+        left = self._left - len(chunk)
+        if left >= 0:
+            self._left = left
+            self._parts.append(chunk)
+        else:
+            self._keep(chunk)
         return chunk
 
     @property
@@ -87,8 +86,8 @@ class KeptStream:
 
     def close(self) -> None:
         """Give the room back."""
-        self._room.used -= self._size
-        self._size = 0
+        self._room.used -= self._taken
+        self._taken = self._left = 0
         self._parts = []
 
     def _cut(self, chunk: bytes) -> bytes:
@@ -114,13 +113,23 @@ class KeptStream:
         if not self.whole:
             return
         size = len(passed)
-        room = self._room
-        if self._size + size > MOST or room.used + size > room.most:
+        if size > self._left and not self._take(size - self._left):
             self._give_up()
             return
+        self._left -= size
         self._parts.append(passed)
-        self._size += size
-        room.used += size
+
+    def _take(self, needed: int) -> bool:
+        """Take some of the room; tell whether there was enough."""
+        room = self._room
+        most = min(MOST - self._taken, room.most - room.used)
+        if needed > most:
+            return False
+        taken = max(needed, min(STEP, most))
+        self._taken += taken
+        self._left += taken
+        room.used += taken
+        return True
 
     def _give_up(self) -> None:
         self.whole = False

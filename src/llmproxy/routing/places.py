@@ -22,6 +22,11 @@ class Places:
         self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}
         self._count = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many wait, for whatever model."""
+        return self._count
+
     def are_waited_for(self, model: str | None) -> bool:
         """Tell whether somebody waits for this model, before whom nobody else may be served."""
         return model in self._waiting

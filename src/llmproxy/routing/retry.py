@@ -10,7 +10,6 @@ Rule 4: retries are a share of the traffic, so that they cannot keep a fleet dow
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from llmproxy.errors import (
@@ -19,7 +18,6 @@ from llmproxy.errors import (
     UpstreamBroken,
     UpstreamError,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from llmproxy.protocol.engine_errors import Complaint
 
@@ -47,18 +45,19 @@ class Step(Enum):
     LONGER = auto()  # ask for the model that takes longer prompts
 
 
-@dataclass(slots=True)
 class History:
     """The attempts of one request so far."""
 
-    most: int  # attempts in all
-    replay_safe: bool
-    asked: dict[str, int] = field(default_factory=dict)
-    made: int = 0
-    breaks: int = 0
-    silent: set[str] = field(default_factory=set)
-    shut: set[str] = field(default_factory=set)  # servers that cannot be asked again
-    timeouts: int = 0
+    __slots__ = ("asked", "breaks", "made", "most", "replay_safe", "shut", "timeouts")
+
+    def __init__(self, *, most: int, replay_safe: bool) -> None:
+        self.most = most  # attempts in all
+        self.replay_safe = replay_safe
+        self.made = 0
+        self.asked: dict[str, int] = {}
+        self.shut: frozenset[str] = frozenset()  # servers that cannot be asked again
+        self.breaks = 0
+        self.timeouts = 0
 
     def asking(self, server: str) -> None:
         """Note that a server is being asked."""
@@ -72,27 +71,27 @@ class History:
 
     def may_ask(self, server: str) -> bool:
         """Tell whether a server may be asked (again) for this request."""
-        return (
-            server not in self.silent
-            and server not in self.shut
-            and self.asked.get(server, 0) < MOST_ON_ONE
-        )
+        return server not in self.shut and self.asked.get(server, 0) < MOST_ON_ONE
+
+    def shut_out(self, server: str) -> None:
+        """Have a server not be asked again."""
+        self.shut |= {server}
 
 
 def after_failure(history: History, server: str, failure: ProxyError) -> Step | None:
     """Return the wish after an attempt without an answer; None = the caller gets the failure."""
     if not isinstance(failure, UpstreamError) or history.left <= 0:
         return None
-    if isinstance(failure, UpstreamUnreachable):
-        history.shut.add(server)
-        return Step.AGAIN  # it has not seen the request
+    if failure.unasked:
+        history.shut_out(server)
+        return Step.AGAIN
     if isinstance(failure, UpstreamAuth):
-        history.shut.add(server)
+        history.shut_out(server)
         return Step.AGAIN
     if not history.replay_safe:
         return None
     if isinstance(failure, UpstreamTimeout):
-        history.silent.add(server)
+        history.shut_out(server)
         history.timeouts += 1
         return Step.AGAIN if history.timeouts < 2 else None
     if isinstance(failure, UpstreamBroken):
@@ -142,16 +141,21 @@ class RetryBudget:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._requests: deque[tuple[float, int]] = deque()  # second, how many
-        self._retries: deque[tuple[float, int]] = deque()
-        self._asked = 0
-        self._retried = 0
+        self._requests: deque[list[float]] = deque()  # second, how many
+        self._retries: deque[list[float]] = deque()
+        self._asked = 0.0
+        self._retried = 0.0
 
     def request(self) -> None:
         """Count a request."""
         now = self._now()
-        self._asked += 1 - _forget(self._requests, now)
-        _count(self._requests, now)
+        self._asked += 1
+        requests = self._requests
+        if requests and now - requests[-1][0] < _GRAIN:
+            requests[-1][1] += 1
+        else:
+            self._asked -= _forget(requests, now)
+            requests.append([now, 1])
 
     def retry(self) -> bool:
         """Take one retry; False when there is none left for now."""
@@ -161,23 +165,15 @@ class RetryBudget:
         if self._retried >= max(BUDGET_LEAST, self._asked * BUDGET_SHARE):
             return False
         self._retried += 1
-        _count(self._retries, now)
+        self._retries.append([now, 1])
         return True
 
 
 _GRAIN = 0.1  # seconds that are counted as one
 
 
-def _count(counts: "deque[tuple[float, int]]", now: float) -> None:
-    if counts and now - counts[-1][0] < _GRAIN:
-        first, many = counts[-1]
-        counts[-1] = (first, many + 1)
-    else:
-        counts.append((now, 1))
-
-
-def _forget(counts: "deque[tuple[float, int]]", now: float) -> int:
-    gone = 0
+def _forget(counts: "deque[list[float]]", now: float) -> float:
+    gone = 0.0
     while counts and now - counts[0][0] >= BUDGET_WINDOW:
         gone += counts.popleft()[1]
     return gone

@@ -1,7 +1,7 @@
 """The rules by which requests are sent on their way among the servers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmproxy import clock, codec
 from llmproxy.protocol.endpoints import serves
@@ -9,7 +9,7 @@ from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.routing import policies
 from llmproxy.routing.aliases import Aliases
 from llmproxy.routing.choosing import Choosing
-from llmproxy.routing.course import Course
+from llmproxy.routing.course import Course, Turn
 from llmproxy.routing.fallbacks import Fallbacks
 from llmproxy.routing.prefix import PrefixMemory
 from llmproxy.routing.registry import Registry
@@ -21,8 +21,7 @@ from llmproxy.routing.session import session_of
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """A request, as far as it matters where it goes."""
 
     method: str
@@ -60,8 +59,45 @@ class Router:
         self._turns: dict[str | None, policies.RoundRobin] = {}
         self._prefixes = PrefixMemory()
 
-    def course(self, wish: Wish) -> Course:
-        """Return the way of one request."""
+    def first(self, wish: Wish) -> Turn | None:
+        """Return the first attempt, if there is a server for it that is well and has a place.
+
+        For nearly every request that is all; a course is for those that need more.
+        """
+        model, tags = self._wanted(wish)
+        now = self._now()
+        ready = [each for each in self.candidates(model, wish, tags) if each.ready(now)]
+        if not ready:
+            return None
+        self._budget.request()
+        server = self._choose(ready, wish, model)
+        return Turn(server, model, server.breaker.begin())
+
+    def course(self, wish: Wish, first: Turn | None = None) -> Course:
+        """Return the way of one request, of which the first attempt may have been made."""
+        model, tags = self._wanted(wish)
+        if first is not None:
+            model = first.model  # chance may have chosen it
+        replay_safe = wish.body is not None and (
+            wish.endpoint.name in REPLAY_SAFE
+            or wish.method in SAFE_METHODS
+            or (wish.endpoint.name == "responses" and wish.asked.unstored)
+        )
+        history = History(most=1 + self._retries, replay_safe=replay_safe)
+        if first is not None:
+            history.asking(first.server.name)
+        return Course(
+            models=(model, *self._fallbacks.on_failure(model)),
+            longer=self._fallbacks.when_too_long(model),
+            candidates=lambda wanted: self.candidates(wanted, wish, tags),
+            choose=lambda able: self._choose(able, wish, model),
+            history=history,
+            budget=self._budget,
+            now=self._now,
+        )
+
+    def _wanted(self, wish: Wish) -> tuple[str | None, frozenset[str]]:
+        """Return the model that a request is for, and the tags of servers that may get it."""
         tags: frozenset[str] = frozenset()
         model = wish.asked.model
         if self._rules:
@@ -70,20 +106,7 @@ class Router:
             model = decision.model or model
         if self.aliases:
             model = self.aliases.resolve(model, self._who(wish))
-        replay_safe = wish.body is not None and (
-            wish.endpoint.name in REPLAY_SAFE
-            or wish.method in SAFE_METHODS
-            or (wish.endpoint.name == "responses" and wish.asked.unstored)
-        )
-        return Course(
-            models=(model, *self._fallbacks.on_failure(model)),
-            longer=self._fallbacks.when_too_long(model),
-            candidates=lambda wanted: self.candidates(wanted, wish, tags),
-            choose=lambda able: self._choose(able, wish, model),
-            history=History(most=1 + self._retries, replay_safe=replay_safe),
-            budget=self._budget,
-            now=self._now,
-        )
+        return model, tags
 
     def candidates(
         self, model: str | None, wish: Wish, tags: frozenset[str] = frozenset()
@@ -99,11 +122,16 @@ class Router:
             servers = [server for server in servers if serves(server.upstream, wish.path)]
         if tags:
             servers = [server for server in servers if not tags.isdisjoint(server.upstream.tags)]
-        able = [server for server in servers if server.knows(model)]
-        if not able:
-            able = [server for server in servers if server.knows(model) is None]
-        able = [server for server in able if not server.draining]
-        return [server for server in able if server.up] or able
+        able: list[Server] = []
+        perhaps: list[Server] = []
+        all_up = True
+        for server in servers:
+            known = server.knows(model)
+            if known is not False and not server.draining:
+                (able if known else perhaps).append(server)
+                all_up = all_up and server.up
+        able = able or perhaps
+        return able if all_up else [server for server in able if server.up] or able
 
     def _choose(self, able: Sequence[Server], wish: Wish, model: str | None) -> Server:
         if len(able) == 1:

@@ -9,6 +9,7 @@ from llmproxy.routing.breaker import Breaker
 from llmproxy.routing.engine_load import EngineLoad
 from llmproxy.transport.interface import Transport
 
+NEVER = float("-inf")
 SLOW_START = 10.0  # seconds in which a server that has come back gets its full share again
 LEAST_SHARE = 0.1  # of its weight, at the beginning of that
 HALF_LIFE = 10.0  # seconds after which half of what was measured is forgotten
@@ -45,7 +46,7 @@ class Server:
         self.detail = "not asked yet"  # "ok", or what the last probe found wrong
         self.draining = False
         self.busy_until = 0.0  # it has asked to be left alone until then
-        self.back_since = float("-inf")
+        self.back_since = NEVER
         self._now = now
         self._latency = 0.0
         self._measured_at = 0.0
@@ -57,10 +58,12 @@ class Server:
     @property
     def weight(self) -> float:
         """Its weight, less while it is warming up."""
+        if self.back_since == NEVER:
+            return self.upstream.weight
         age = self._now() - self.back_since
         if age >= SLOW_START:
-            return float(self.upstream.weight)
-        return self.upstream.weight * max(LEAST_SHARE, age / SLOW_START)
+            self.back_since = NEVER
+        return self.upstream.weight * min(1.0, max(LEAST_SHARE, age / SLOW_START))
 
     @property
     def waiting(self) -> int:
@@ -86,6 +89,14 @@ class Server:
     def full(self) -> bool:
         """Whether it has as many of our requests as it may get."""
         return 0 < self.most <= self.inflight
+
+    def ready(self, now: float) -> bool:
+        """Whether it may be asked, has a place, and has not said that it is busy."""
+        return (
+            self.busy_until <= now
+            and not 0 < self.most <= self.inflight
+            and self.breaker.lets_through()
+        )
 
     @property
     def busy(self) -> bool:

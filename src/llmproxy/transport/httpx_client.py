@@ -143,7 +143,9 @@ class HttpxTransport:
                 "No connection to the model server became free in time.", retry_after=RETRY_AFTER
             ) from exc
         except httpx.ConnectTimeout as exc:
-            raise UpstreamTimeout(f"{name} took no connection in time.") from exc
+            failure = UpstreamTimeout(f"{name} took no connection in time.")
+            failure.unasked = True
+            raise failure from exc
         except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol) as exc:
             raise UpstreamUnreachable(f"{name} cannot be reached.") from exc
         except httpx.TimeoutException as exc:

@@ -89,7 +89,9 @@ class Http1Transport:
                 connection = await self._connect()
         except TimeoutError as exc:
             self._pool.not_made()
-            raise UpstreamTimeout(f"{name} took no connection within {connect:g} s.") from exc
+            failure = UpstreamTimeout(f"{name} took no connection within {connect:g} s.")
+            failure.unasked = True
+            raise failure from exc
         except (OSError, UnicodeError) as exc:  # the latter for a name that cannot be one
             self._pool.not_made()
             raise UpstreamUnreachable(f"{name} cannot be reached.") from exc
