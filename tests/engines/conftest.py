@@ -33,7 +33,7 @@ def direct(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def proxied(direct: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same engine through llmproxy."""
-    with proxy_server(direct, tmp_path_factory.mktemp("llmproxy")) as server:
+    with proxy_server(direct, folder=tmp_path_factory.mktemp("llmproxy")) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -25,6 +25,7 @@ class Server:
 
     url: str
     log: Path
+    pid: int = 0
 
 
 @contextmanager
@@ -37,20 +38,20 @@ def engine_server(
     # Unbuffered: what it prints is to be in the log when a test looks there.
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     server = Server(f"http://127.0.0.1:{port}", folder / f"{engine.name}.log")
-    with _running(command, server, ready="/v1/models", environment=environment):
-        yield server
+    with _running(command, server, ready="/v1/models", environment=environment) as pid:
+        yield replace(server, pid=pid)
 
 
 @contextmanager
-def proxy_server(upstream: Server, folder: Path) -> Iterator[Server]:
-    """Run llmproxy in front of `upstream`: the frame alone, as the command line starts it."""
+def proxy_server(*upstreams: Server, folder: Path, layers: str = "") -> Iterator[Server]:
+    """Run llmproxy in front of servers, as the command line starts it: the frame, and `layers`."""
     port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("LLMPROXY_")
     } | {
-        "LLMPROXY_UPSTREAMS": upstream.url,
+        "LLMPROXY_UPSTREAMS": ",".join(each.url for each in upstreams),
         "LLMPROXY_PORT": str(port),
-        "LLMPROXY_MIDDLEWARE": "",
+        "LLMPROXY_MIDDLEWARE": layers,
         "PYTHONPATH": str(ROOT / "src"),
     }
     server = Server(f"http://127.0.0.1:{port}", folder / "llmproxy.log")
@@ -69,14 +70,14 @@ def free_port() -> int:
 @contextmanager
 def _running(
     command: Sequence[str], server: Server, *, ready: str, environment: Mapping[str, str]
-) -> Iterator[None]:
+) -> Iterator[int]:
     with server.log.open("wb") as log:
         process = subprocess.Popen(
             command, cwd=server.log.parent, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         _wait_until_ready(process, server, ready)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:

@@ -47,7 +47,7 @@ def interrupting(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> It
     command = interrupting_command(folder, port)
     with (
         engine_server(engine, folder, command=command, port=port) as upstream,
-        proxy_server(upstream, folder) as server,
+        proxy_server(upstream, folder=folder) as server,
     ):
         yield server
 
