@@ -19,7 +19,7 @@ from llmproxy.routing.load_watch import (
     heard,
     wants_header,
 )
-from llmproxy.routing.policies import burden, least_load
+from llmproxy.routing.policies import burden_of, least_load
 from llmproxy.routing.server import Server
 from llmproxy.transport.connect import transport_for
 from tests.support.clock import pass_time
@@ -382,7 +382,7 @@ async def test_an_engine_is_as_busy_whoever_looks_at_it(ours: int) -> None:
         alone.inflight = 44
         alone.load = EngineLoad(40, 4, seen_at=alone._now())
 
-        assert burden(seen_from(ours, 40, 4, engine)) == burden(alone)
+        assert burden_of(seen_from(ours, 40, 4, engine)) == burden_of(alone)
 
 
 async def test_a_process_that_sent_nothing_finds_the_idle_engine() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.routing import policies
-from llmproxy.routing.policies import RoundRobin, bounded_hash, burden, most_for
+from llmproxy.routing.policies import RoundRobin, bounded_hash, burden_of, most_for
 
 
 @dataclass
@@ -24,6 +24,10 @@ class Seen:
     waiting: int = 0
     kv_use: float = 0.0
     latency: float = 0.0
+
+    @property
+    def burden(self) -> float:
+        return burden_of(self)
 
 
 Policy = Callable[[Sequence[Seen]], Seen]
@@ -104,7 +108,7 @@ def test_a_server_that_is_gone_is_forgotten() -> None:
 )
 def test_least_load_never_takes_the_busier_of_two(busy: Seen, idle: Seen) -> None:
     """Of two servers both are looked at, so the choice is certain."""
-    assert burden(busy) > burden(idle)
+    assert burden_of(busy) > burden_of(idle)
     assert shares(policies.least_load, [busy, idle], 50) == {"idle": 50}
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from llmproxy.routing.policies import burden_of
 from llmproxy.routing.prefix import BLOCK, PrefixMemory, blocks_of
 from llmproxy.routing.session import session_of
 
@@ -18,6 +19,10 @@ class Seen:
     waiting: int = 0
     kv_use: float = 0.0
     latency: float = 0.0
+
+    @property
+    def burden(self) -> float:
+        return burden_of(self)
 
 
 def prompt(*parts: str) -> bytes:

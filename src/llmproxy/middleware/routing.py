@@ -62,15 +62,18 @@ class RoutingMiddleware:
 def wish_of(scope: Scope, ctx: RequestContext) -> Wish:
     """Return what matters of a request for where it goes."""
     body = ctx.body if ctx.body is not None else b""
+    assert ctx.path is not None
+    assert ctx.endpoint is not None
+    assert ctx.inference is not None
     return Wish(
-        method=scope["method"],
-        path=present(ctx.path, "path"),
-        fields=ctx.fields,
-        endpoint=present(ctx.endpoint, "endpoint"),
-        asked=present(ctx.inference, "inference"),
-        body=body if isinstance(body, bytes) else None,
-        key=ctx.principal.id if ctx.principal is not None else None,
-        facts=partial(facts_of, ctx),
+        scope["method"],
+        ctx.path,
+        ctx.fields,
+        ctx.endpoint,
+        ctx.inference,
+        body if isinstance(body, bytes) else None,
+        ctx.principal.id if ctx.principal is not None else None,
+        partial(facts_of, ctx),
     )
 
 

@@ -38,12 +38,14 @@ class Breaker:
         "_refused",
         "_rest",
         "_state",
+        "closed",
     )
 
     def __init__(self, now: Callable[[], float], changed: Listener | None = None) -> None:
         self._now = now
         self._changed = changed
         self._state = STATE_CLOSED
+        self.closed = True  # nothing is kept from it
         self._buckets: list[list[int]] = []  # which part of time, calls, failures
         self._refused = 0  # connections in a row
         self._opened_at = 0.0
@@ -129,6 +131,7 @@ class Breaker:
 
     def _become(self, state: str) -> None:
         before, self._state = self._state, state
+        self.closed = state == STATE_CLOSED
         if before != state and self._changed is not None:
             self._changed(before, state)
 

@@ -124,7 +124,7 @@ class Course:
             raise Full(self._models[0])  # that is no failure, so it is no case for a fallback
         if found is None:
             raise self._nobody()
-        self._budget.request()
+        self._budget.request(self._now())
         return self._take(*found)
 
     def after_failure(self, turn: Turn, failure: ProxyError) -> Turn | None:

@@ -44,6 +44,10 @@ class Load(Protocol):
         """Share of its KV cache in use, 0 to 1."""
 
     @property
+    def burden(self) -> float:
+        """How busy it is for its size: `burden_of` tells how that is found."""
+
+    @property
     def latency(self) -> float:
         """Seconds to a first token, as of late; 0 when it was never asked."""
 
@@ -62,7 +66,7 @@ def busy_with(server: Load) -> int:
     return server.inflight + server.others + server.waiting
 
 
-def burden(server: Load) -> float:
+def burden_of(server: Load) -> float:
     """Return how busy a server is for its size."""
     busy: float = busy_with(server)
     if server.kv_use > FULL_KV:
@@ -75,7 +79,7 @@ def least_load(servers: Sequence[S], draw: Draw = random.random) -> S:
     if len(servers) == 1:
         return servers[0]
     first, second = two_of(servers, draw)
-    return first if burden(first) <= burden(second) else second
+    return first if first.burden <= second.burden else second
 
 
 def p2c(servers: Sequence[S], draw: Draw = random.random) -> S:

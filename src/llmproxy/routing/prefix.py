@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
-from llmproxy.routing.policies import Load, burden, highest_score, least_load
+from llmproxy.routing.policies import Load, highest_score, least_load
 
 BLOCK = 512  # bytes; about the 128 tokens of a few blocks of an engine's cache
 MOST_BLOCKS = 128  # of one prompt: 64 KiB of it
@@ -53,7 +53,7 @@ class PrefixMemory:
         new = min(round(known * len(blocks)), len(blocks) - 1)
         belongs = highest_score(servers, blocks[new]).name
         shares[belongs] = max(shares.get(belongs, 0.0), BELONGS)
-        burdens = [burden(server) for server in servers]
+        burdens = [server.burden for server in servers]
         worth = WORTH * sum(burdens) / len(burdens) + SLACK
         costs = [
             bears - worth * shares.get(server.name, 0.0)

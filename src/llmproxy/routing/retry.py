@@ -146,9 +146,8 @@ class RetryBudget:
         self._asked = 0.0
         self._retried = 0.0
 
-    def request(self) -> None:
+    def request(self, now: float) -> None:
         """Count a request."""
-        now = self._now()
         self._asked += 1
         requests = self._requests
         if requests and now - requests[-1][0] < _GRAIN:

@@ -58,20 +58,44 @@ class Router:
         self._budget = RetryBudget(now)
         self._turns: dict[str | None, policies.RoundRobin] = {}
         self._prefixes = PrefixMemory()
+        self._known: dict[str | None, Sequence[Server]] = {}  # who could answer, by model
+        self._known_of: Sequence[Server] = ()
+        self._known_at = -1
 
     def first(self, wish: Wish) -> Turn | None:
         """Return the first attempt, if there is a server for it that is well and has a place.
 
         For nearly every request that is all; a course is for those that need more.
         """
-        model, tags = self._wanted(wish)
+        if self._rules or self.aliases:
+            model, tags = self._wanted(wish)
+            able = self.candidates(model, wish, tags)
+        else:
+            model = wish.asked.model
+            able = self._usual(model, wish)
         now = self._now()
-        ready = [each for each in self.candidates(model, wish, tags) if each.ready(now)]
+        ready = [each for each in able if each.ready(now)]
         if not ready:
             return None
-        self._budget.request()
-        server = self._choose(ready, wish, model)
+        self._budget.request(now)
+        server = self._choose(ready, wish, model) if len(ready) > 1 else ready[0]
         return Turn(server, model, server.breaker.begin())
+
+    def _usual(self, model: str | None, wish: Wish) -> Sequence[Server]:
+        """Return the candidates, which stay the same until something about a server changes."""
+        endpoint = wish.endpoint
+        if endpoint.native or endpoint.management:
+            return self.candidates(model, wish)
+        servers = self.registry.servers
+        if self._known_of is not servers or self._known_at != Server.changes:
+            self._known_of, self._known_at = servers, Server.changes
+            self._known.clear()
+        known = self._known.get(model)
+        if known is None:
+            known = self.candidates(model, wish)
+            if len(self._known) < _MOST_ROWS:
+                self._known[model] = known
+        return known
 
     def course(self, wish: Wish, first: Turn | None = None) -> Course:
         """Return the way of one request, of which the first attempt may have been made."""

@@ -1,12 +1,13 @@
 """One model server: the way to it, and what is known of how it is."""
 
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from llmproxy import clock
 from llmproxy.records import Upstream
 from llmproxy.routing.breaker import Breaker
 from llmproxy.routing.engine_load import EngineLoad
+from llmproxy.routing.policies import burden_of
 from llmproxy.transport.interface import Transport
 
 NEVER = float("-inf")
@@ -39,17 +40,48 @@ class Server:
         self.most = upstream.max_inflight if most is None else most
         self.inflight = 0
         self.load: EngineLoad | None = None
-        self.documents: Mapping[str, Mapping[str, Any]] | None = None
-        """The models that it lists, by id, as it tells them; None: it has not told."""
-
-        self.up = True  # as of the last probe
+        self._documents: Mapping[str, Mapping[str, Any]] | None = None
+        self._up = True
         self.detail = "not asked yet"  # "ok", or what the last probe found wrong
-        self.draining = False
+        self._draining = False
         self.busy_until = 0.0  # it has asked to be left alone until then
         self.back_since = NEVER
         self._now = now
         self._latency = 0.0
         self._measured_at = 0.0
+
+    changes: ClassVar[int] = 0
+    """Grows whenever it may be another set of servers that could answer a request."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is well, as of the last probe."""
+        return self._up
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        self._up = up
+        Server.changes += 1
+
+    @property
+    def draining(self) -> bool:
+        """Whether the operator has taken it out of use."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        Server.changes += 1
+
+    @property
+    def documents(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """The models that it lists, by id, as it tells them; None: it has not told."""
+        return self._documents
+
+    @documents.setter
+    def documents(self, documents: Mapping[str, Mapping[str, Any]] | None) -> None:
+        self._documents = documents
+        Server.changes += 1
 
     @property
     def name(self) -> str:
@@ -81,6 +113,13 @@ class Server:
         return load.kv_use if load is not None and load.is_fresh(self._now()) else 0.0
 
     @property
+    def burden(self) -> float:
+        """How busy it is for its size."""
+        if self.load is None and self.back_since == NEVER:  # the short way to the same
+            return (self.inflight + 1) / self.upstream.weight
+        return burden_of(self)
+
+    @property
     def latency(self) -> float:
         """Seconds to a first token: a peak counts at once, and is forgotten by and by."""
         return self._latency * self._faded()
@@ -92,10 +131,11 @@ class Server:
 
     def ready(self, now: float) -> bool:
         """Whether it may be asked, has a place, and has not said that it is busy."""
+        breaker = self.breaker
         return (
             self.busy_until <= now
             and not 0 < self.most <= self.inflight
-            and self.breaker.lets_through()
+            and (breaker.closed or breaker.lets_through())
         )
 
     @property
