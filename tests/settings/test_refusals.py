@@ -58,6 +58,7 @@ def faults_of(environ: dict[str, str], arguments: dict[str, object] | None = Non
         pytest.param("JWT_JWKS", "/nowhere", "no such file", id="missing_key_set"),
         pytest.param("JWT_ALGORITHMS", "none", "RS256", id="no_algorithm"),
         pytest.param("JWT_CLAIMS", "nickname=sub", "fields of a", id="unknown_field"),
+        pytest.param("MIDDLEWARE", "routing,auth", "routing behind auth", id="routing_outside"),
         pytest.param("MIDDLEWARE", "rate_limits", "package.module:Class", id="no_layer"),
         pytest.param("MIDDLEWARE", "no.such:Layer", "cannot be imported", id="missing_module"),
         pytest.param("MIDDLEWARE", "json:Layer", "cannot be imported", id="missing_class"),

@@ -36,4 +36,9 @@ def middleware(given: object) -> tuple[str, ...]:
             raise refuse(name, "must be a class that takes the app as its first argument")
     if len(set(found)) != len(found):
         raise refuse(given, "names a layer twice")
+    ours = [name for name in found if name in BUILT_IN]
+    if "routing" in ours[:-1]:
+        # What stands behind it would run once for each attempt: a request tried twice would be
+        # counted twice.
+        raise Refused((cut(",".join(found)), f"must have routing behind {ours[-1]}"))
     return found
