@@ -23,6 +23,9 @@ class SilentCall:
         await asyncio.sleep(within)
         raise Silence
 
+    def at_once(self) -> bytes | None:
+        return None
+
     async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
         return True
 
@@ -113,3 +116,75 @@ async def test_nothing_is_written_to_a_client_that_has_no_room() -> None:
         client.waited_for.clear()
     client.takes_more.set()
     await asyncio.wait_for(running, 5)
+
+
+class Whole(SilentCall):
+    """An answer that has come with its head."""
+
+    headers: list[Header] = [(b"content-type", b"application/json"), (b"server", b"engine")]  # noqa: RUF012
+
+    def at_once(self) -> bytes | None:
+        self.over = True
+        return b"{}"
+
+    async def read(self, within: float) -> bytes:
+        return b"" if self.over else self.at_once() or b""
+
+
+class Direct(Narrow):
+    """A client that takes a whole answer, and has no room behind it."""
+
+    def takes_whole(self, status: int) -> bool:
+        return True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[Message] = []
+        self.taken: list[object] = []
+
+    async def send(self, message: Message) -> None:
+        self.messages.append(message)
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        self.taken += [status, headers]
+
+    def end(self, body: bytes) -> bool:
+        self.taken.append(body)
+        return False
+
+
+class Wrapped(Direct):
+    """One who wants each message."""
+
+    def takes_whole(self, status: int) -> bool:
+        return False
+
+
+async def test_an_answer_that_is_there_goes_out_at_once() -> None:
+    """Without a message, with the same head; and whoever sends it waits for room."""
+    client, ctx, delivery = Direct(), make_context(status=None), Stalls(0).begin(watched=True)
+    relay = Relay(ctx, Whole(), client.send, delivery, Clocks())
+    running = asyncio.create_task(
+        relay.run(Ending.CHAT, first_byte_due=FOR_EVER, deadline=FOR_EVER)
+    )
+    await asyncio.wait_for(client.waited_for.wait(), 5)
+    assert not running.done()
+    assert delivery.sending
+    client.takes_more.set()
+    await asyncio.wait_for(running, 5)
+
+    assert client.taken == [200, [(b"content-type", b"application/json")], b"{}"]
+    assert client.messages == []
+    assert ctx.chunks == 1
+    assert ctx.first_byte_at is not None
+
+
+async def test_a_layer_that_wants_messages_gets_them() -> None:
+    """Also of an answer that is there as a whole."""
+    client = Wrapped()
+    delivery = Stalls(0).begin(watched=True)
+    relay = Relay(make_context(), Whole(), client.send, delivery, Clocks())
+    await asyncio.wait_for(relay.run(Ending.CHAT, first_byte_due=FOR_EVER, deadline=FOR_EVER), 5)
+
+    assert client.taken == []
+    assert [message.get("body") for message in client.messages] == [None, b"{}"]

@@ -109,6 +109,9 @@ class ReadyCall:
         self.over = True
         return self._last
 
+    def at_once(self) -> bytes | None:
+        return None
+
     async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
         return True
 
@@ -183,6 +186,9 @@ class Watch:
         self.wanted = 0
 
     def notes(self, headers: list[Header]) -> None:
+        return None
+
+    def take_body(self) -> None:
         return None
 
     def cancel_when_gone(self, wanted: bool) -> None:

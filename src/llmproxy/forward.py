@@ -22,7 +22,7 @@ from llmproxy.metrics import Metrics
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Clocks, Ending, Upstream
+from llmproxy.records import Clocks, Ending, Endpoint, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
 from llmproxy.routing.load_watch import ASK_FOR_LOAD, LOAD, heard
 from llmproxy.routing.rotation import Rotation
@@ -30,7 +30,7 @@ from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
 from llmproxy.transport import Outgoing
 from llmproxy.transport.interface import Repeated
-from llmproxy.types import Header, Receive, Scope, Send, watched
+from llmproxy.types import Header, Receive, Scope, Send, WatchedExchange, watched
 
 MOST_NOTES = 16  # about one head; more upstreams than that are asked anew each time
 
@@ -98,12 +98,14 @@ class Forward:
     ) -> None:
         """Ask one server, and pass its answer on to the last byte."""
         due = clock.now() + limit if limit else FOR_EVER
+        endpoint = present(ctx.endpoint, "endpoint")
+        exchange = watched(scope)
         call = await server.transport.open(
-            self._outgoing(scope, ctx, server.upstream),
+            self._outgoing(scope, ctx, endpoint, server.upstream, exchange),
             connect=bounded(self.clocks.connect, deadline),
             answer=bounded(limit, deadline),
         )
-        delivery = self.stalls.begin(watched=watched(scope) is not None)
+        delivery = self.stalls.begin(watched=exchange is not None)
         try:
             attempt = ctx.attempt
             if attempt is not None and attempt.asks_load:
@@ -114,7 +116,6 @@ class Forward:
                     " has to set a valid `key` for this upstream."
                 )
             relay = Relay(ctx, call, send, delivery, self.clocks)
-            endpoint = present(ctx.endpoint, "endpoint")
             ending = endpoint.ending if scope["method"] == "POST" else Ending.UNKNOWN
             await relay.run(ending, first_byte_due=due, deadline=deadline)
         except asyncio.CancelledError:
@@ -126,28 +127,35 @@ class Forward:
             self.stalls.end(delivery)
             call.close()
 
-    def _outgoing(self, scope: Scope, ctx: RequestContext, upstream: Upstream) -> Outgoing:
-        native = present(ctx.endpoint, "endpoint").native
+    def _outgoing(
+        self,
+        scope: Scope,
+        ctx: RequestContext,
+        endpoint: Endpoint,
+        upstream: Upstream,
+        exchange: WatchedExchange | None,
+    ) -> Outgoing:
         body = ctx.going_out
         path = present(ctx.path, "path")
         headers: list[Header] = [(b"x-request-id", ctx.engine_id.encode())]
         if ctx.attempt is not None and ctx.attempt.asks_load:
             headers.append(ASK_FOR_LOAD)
         return Outgoing(
-            method=scope["method"].encode("ascii"),
-            target=target_of(path, scope["query_string"], upstream, native=native),
-            headers=headers,
-            body=b"" if body is None else body,
-            repeated=self._repeated(scope, upstream),
+            scope["method"].encode("ascii"),
+            target_of(path, scope["query_string"], upstream, native=endpoint.native),
+            headers,
+            b"" if body is None else body,
+            self._repeated(scope, upstream, exchange),
         )
 
-    def _repeated(self, scope: Scope, upstream: Upstream) -> Repeated:
+    def _repeated(
+        self, scope: Scope, upstream: Upstream, exchange: WatchedExchange | None
+    ) -> Repeated:
         """Return the headers that are the same each time a client repeats its own."""
         headers = scope["headers"]
         client = scope.get("client")
         address = client[0] if client else None
         scheme = scope.get("scheme", "http")
-        exchange = watched(scope)
         notes = exchange.notes(headers) if exchange is not None else None
         about = (upstream.name, address, scheme)
         if notes is not None and (known := notes.get(about)) is not None:

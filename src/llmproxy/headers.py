@@ -38,13 +38,6 @@ def with_headers(message: Message, extra: Sequence[Header]) -> Message:
     return {**message, "headers": [*message.get("headers", ()), *extra]}
 
 
-def with_headers_set(message: Message, own: Sequence[Header]) -> Message:
-    """Return the message with these headers in the place of any that have their names."""
-    names = dict(own)
-    kept = [header for header in message.get("headers", ()) if header[0] not in names]
-    return {**message, "headers": [*kept, *own]}
-
-
 def named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
     """Return the further names that a Connection header declares hop-by-hop."""
     return frozenset(

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from llmproxy import codec
 
 Line = Mapping[str, Any]
+"""What is known of a request, by name; what is not known is not in it."""
+
 Format = Callable[[Line], bytes]
 
 PERIOD = 0.1  # seconds between two writes; a kill loses as much of the log
@@ -98,9 +100,7 @@ class BatchLog:
 
 
 def json_line(line: Line) -> bytes:
-    """One JSON object; what is None is left out."""
-    if None in line.values():
-        line = {name: value for name, value in line.items() if value is not None}
+    """One JSON object."""
     return codec.dumps(line) + b"\n"
 
 

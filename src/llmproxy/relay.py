@@ -46,6 +46,16 @@ class Relay:
     async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
         """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
         ctx, call, send, delivery = self.ctx, self.call, self.send, self.delivery
+        writer = self.writer
+        if self.kind is Kind.WHOLE and writer is not None and writer.takes_whole(call.status):
+            body = call.at_once()
+            if body is not None:
+                if not self._send_whole(writer, body):
+                    delivery.count += 1
+                    delivery.sending = True
+                    await writer.room()
+                    delivery.sending = False
+                return
         tail = self.tail = tail_for(call.status, self.kind, ending)
         if tail is not None or ctx.status is None:
             ctx.tail = tail  # or an error answer comes behind the head of a stream
@@ -102,6 +112,17 @@ class Relay:
         delivery.sending = False
         if not whole:
             raise UpstreamBroken(f"{ctx.upstream} ended the stream before it was finished.")
+
+    def _send_whole(self, writer: Writer, body: bytes) -> bool:
+        """Pass on an answer of which nothing is left to come; tell whether the client takes it."""
+        ctx, call = self.ctx, self.call
+        ctx.tail = None
+        if call.status < 400:
+            ctx.chunks += 1
+            if ctx.first_byte_at is None:
+                ctx.first_byte_at = clock.now()
+        writer.begin(call.status, response_headers(call.headers, self.kind))
+        return writer.end(body)
 
     def _notice(self, chunk: bytes) -> None:
         """Take notice of what goes to the client."""
@@ -211,7 +232,9 @@ def left_until(deadline: float) -> float:
 
 def bounded(limit: float, deadline: float) -> float:
     """Return a clock of ours cut to what is left of the request; 0 = no clock."""
+    if deadline == FOR_EVER:
+        return limit
     left = min(limit or FOR_EVER, left_until(deadline))
     if left <= 0:
         raise UpstreamTimeout("The time set for the request was over before it was asked.")
-    return 0 if left == FOR_EVER else left
+    return left

@@ -42,6 +42,7 @@ class Stalls:
     def __init__(self, within: float) -> None:
         self._within = within
         self._deliveries: set[Delivery] = set()
+        self._unwatched = Delivery()  # one for all, for nobody looks at it
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, *, watched: bool) -> Delivery:
@@ -49,12 +50,13 @@ class Stalls:
 
         A server that is `watched` itself does so already.
         """
+        if watched or self._within <= 0:
+            return self._unwatched
         delivery = Delivery()
-        if self._within > 0 and not watched:
-            delivery.task = asyncio.current_task()
-            self._deliveries.add(delivery)
-            if self._timer is None:
-                self._set_timer()
+        delivery.task = asyncio.current_task()
+        self._deliveries.add(delivery)
+        if self._timer is None:
+            self._set_timer()
         return delivery
 
     def end(self, delivery: Delivery) -> None:

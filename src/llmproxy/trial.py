@@ -235,6 +235,18 @@ class WrittenTrial(Trial, Writer):
             raise UpstreamBroken(FAILED)
         return more
 
+    def takes_whole(self, status: int) -> bool:
+        return status < 400 and not self.head_out and self._writer.takes_whole(status)
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        self._status = status
+        self.head_out = True
+        self._writer.begin(status, headers)
+
+    def end(self, body: bytes) -> bool:
+        self._begin()
+        return self._writer.end(body)
+
     def direct(self) -> Writer:
         if self._start is not None or self._continuation is not None:
             return self

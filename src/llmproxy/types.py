@@ -20,6 +20,18 @@ class Writer:
 
     __slots__ = ()
 
+    def takes_whole(self, status: int) -> bool:
+        """Tell whether an answer that is there as a whole may be sent by `begin` and `end`."""
+        return False
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        """Send the head of an answer."""
+        raise NotImplementedError
+
+    def end(self, body: bytes) -> bool:
+        """Send the last piece; tell whether the client takes it."""
+        raise NotImplementedError
+
     def write(self, body: bytes) -> bool:
         """Send a piece that is not the last; tell whether the client takes more."""
         raise NotImplementedError
@@ -60,11 +72,19 @@ class WatchedExchange(Protocol):
         Content-Length; None when they are not. It ends with the connection.
         """
 
+    def take_body(self) -> bytes | None:
+        """Take the body where all of it is there; None where it has to be received."""
+
     def cancel_when_gone(self, wanted: bool) -> None:
         """Have the task of the request cancelled as soon as the client hangs up, or no more."""
 
 
+def receives(exchange: WatchedExchange, receive: Receive) -> bool:
+    """Tell whether a `receive` is the server's own: a layer that wraps it is to be asked."""
+    return getattr(receive, "__self__", None) is exchange
+
+
 def watched(scope: Scope) -> WatchedExchange | None:
     """Return what our own server offers; None under every other one."""
-    exchange: WatchedExchange | None = scope.get("extensions", {}).get(EXCHANGE)
-    return exchange
+    extensions = scope.get("extensions")
+    return extensions.get(EXCHANGE) if extensions is not None else None

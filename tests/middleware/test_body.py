@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmproxy.context import RequestContext
+from llmproxy.context import SCOPE_KEY, RequestContext
 from llmproxy.errors import (
     ClientGone,
     InvalidJson,
@@ -18,7 +18,7 @@ from llmproxy.middleware.body import BodyMiddleware
 from llmproxy.protocol.endpoints import CHAT, OTHER
 from llmproxy.protocol.multipart import LOOK_AT
 from llmproxy.records import Endpoint, InferenceRequest
-from llmproxy.types import Header, Receive, Scope, Send
+from llmproxy.types import EXCHANGE, Header, Message, Receive, Scope, Send
 from llmproxy.upload import IncomingUpload
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
@@ -201,3 +201,61 @@ async def test_json_has_many_names(kind: bytes) -> None:
     ctx, _ = await take(b'{"model":"m"}', [(b"content-type", kind), length(13)], endpoint=OTHER)
 
     assert ctx.inference == InferenceRequest(model="m", prompt_bytes=13)
+
+
+class Server:
+    """A server of ours, which has all of a body."""
+
+    task: Any = None
+    gone = False
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.taken = 0
+
+    def take_body(self) -> bytes | None:
+        self.taken += 1
+        return self.body
+
+    async def receive(self) -> Message:
+        return {"type": "http.request", "body": self.body, "more_body": False}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_body_that_is_there_is_taken_unless_a_layer_wants_to_see_it(wrapped: bool) -> None:
+    """One that wraps `receive` may have changed what it brings."""
+    server = Server(b'{"model":"m"}')
+
+    async def receive() -> Message:
+        return {**await server.receive(), "body": b'{"model":"theirs"}'}
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask for nothing more."""
+
+    async def send(message: Message) -> None:
+        """Nothing is answered."""
+
+    ctx = make_context(
+        endpoint=CHAT, body=None, inference=None, fields=dict([JSON, length(len(server.body))])
+    )
+    scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+    layer = BodyMiddleware(inside, max_body=100, max_upload=100, within=5)
+    await layer(scope, receive if wrapped else server.receive, send)
+
+    assert ctx.body == (b'{"model":"theirs"}' if wrapped else server.body)
+    assert server.taken == (not wrapped)
+
+
+async def test_a_body_that_is_there_and_too_large_is_not_taken() -> None:
+    """The bound holds before the bytes are looked at."""
+    server = Server(b"x" * 101)
+    ctx = make_context(endpoint=CHAT, body=None, fields=dict([JSON, length(101)]))
+    scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+
+    async def nobody(*_: object) -> None:
+        raise AssertionError("nobody is asked")
+
+    layer = BodyMiddleware(nobody, max_body=100, max_upload=100, within=5)
+    with pytest.raises(RequestTooLarge):
+        await layer(scope, server.receive, nobody)
+    assert server.taken == 0

@@ -63,6 +63,21 @@ async def test_a_head_that_drips_is_given_up() -> None:
     assert app.scopes == []
 
 
+@pytest.mark.parametrize("first", [GET, HEAD + b"x" * 1000], ids=["get", "post"])
+async def test_a_later_head_has_a_clock_of_its_own(first: bytes) -> None:
+    """It began with its first byte, also behind a request that came at once."""
+    async with asking(hello(), head_timeout=SHORT) as client:
+        client.send(first)
+        await client.answer()
+        await asyncio.sleep(SHORT + 0.1)
+        client.send(GET[:5])
+        await asyncio.sleep(0.05)
+        client.send(GET[5:])
+        answer = await client.answer()
+
+    assert answer.status == 200
+
+
 async def test_waiting_before_the_first_byte_counts() -> None:
     """A connection that comes early gets no more time for its head."""
     async with asking(hello(), head_timeout=0.8) as client:

@@ -50,6 +50,13 @@ def serve_with(connection: Connection) -> None:
     _connection = connection
 
 
+class KeptLine(dict[str, Any]):
+    """A line, in which what is not known may be asked for."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
 @dataclass
 class KeptLog:
     """Keeps the lines of the access log."""
@@ -60,7 +67,7 @@ class KeptLog:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def write(self, line: Line) -> None:
-        self.lines.append(dict(line))
+        self.lines.append(KeptLine(line))
         self._news.set()
 
     def close(self) -> None:

@@ -23,7 +23,6 @@ LINE = {
     "stream": False,
     "status": 200,
     "outcome": "completed",
-    "code": None,
     "upstream": "gpu1",
     "attempts": 1,
     "duration_ms": 1234.567,

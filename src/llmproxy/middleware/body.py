@@ -25,10 +25,13 @@ from llmproxy.errors import (
 from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
 from llmproxy.records import InferenceRequest
-from llmproxy.types import ASGIApp, Receive, Scope, Send, watched
+from llmproxy.types import ASGIApp, Receive, Scope, Send, receives, watched
 from llmproxy.upload import IncomingUpload
 
 NOTHING_ASKED = InferenceRequest()
+
+
+_new = tuple.__new__  # 0.1 us faster than a call of the class
 
 
 class BodyHeaders(NamedTuple):
@@ -60,7 +63,11 @@ class BodyMiddleware:
         if must_be_json or (about.expected and is_json(about.content_type)):
             if about.encoded:
                 raise UnsupportedEncoding("Send the request body without a Content-Encoding.")
-            body = await self._read(scope, receive, about.length) if about.expected else b""
+            body = b""
+            if about.expected:
+                body = self._there(scope, receive, about.length) or await self._read(
+                    scope, receive
+                )
             ctx.body, ctx.inference = body, self._understand(body, must_be_json)
         elif about.expected:
             if about.length is not None and about.length > self.max_upload:
@@ -73,9 +80,18 @@ class BodyMiddleware:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
         await self.app(scope, receive, send)
 
-    def _read(self, scope: Scope, receive: Receive, length: int | None) -> Awaitable[bytes]:
-        if length is not None and length > self.max_body:
+    def _there(self, scope: Scope, receive: Receive, length: int | None) -> bytes | None:
+        """Return a body that need not be waited for."""
+        if length is None:
+            return None
+        if length > self.max_body:
             raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
+        exchange = watched(scope)
+        if exchange is None or not receives(exchange, receive):
+            return None
+        return exchange.take_body()
+
+    def _read(self, scope: Scope, receive: Receive) -> Awaitable[bytes]:
         if watched(scope) is not None:
             return self._gather(receive)  # our own server has the clock
         return self._gather_in_time(receive)
@@ -142,7 +158,7 @@ def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:
     if length is None and not expected:
         # HTTP/2 needs neither header to have a body.
         expected = scope.get("http_version", "1.1") >= "2" and scope["method"] in _WITH_BODY
-    return BodyHeaders(length, content_type, encoded, expected)
+    return _new(BodyHeaders, (length, content_type, encoded, expected))
 
 
 _WITH_BODY = ("POST", "PUT", "PATCH")

@@ -11,11 +11,12 @@ Raises: (nothing)
 
 import os
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from llmproxy import clock
 from llmproxy.context import SCOPE_KEY, RequestContext
 from llmproxy.errors import ClientGone, Outcome
-from llmproxy.headers import with_headers, with_headers_set
 from llmproxy.logs import AccessLog
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
@@ -102,38 +103,51 @@ class ObserveMiddleware:
                 self.metrics.stream(ctx.upstream, first_token, gap)
 
         if self.access_log.enabled:
-            self.access_log.write(
-                {
-                    "time": clock.wall(),
-                    "event": "request",
-                    "request_id": ctx.request_id,
-                    "engine_request_id": ctx.engine_id if ctx.attempts else None,
-                    "client": ctx.client,
-                    "method": scope["method"],
-                    "path": scope["path"][:_PATH_LENGTH],
-                    "endpoint": endpoint,
-                    "model": model[:_PATH_LENGTH] if model is not None else None,
-                    "principal": ctx.principal.name if ctx.principal is not None else None,
-                    "team": ctx.principal.team if ctx.principal is not None else None,
-                    "stream": ctx.tail is not None,
-                    "status": status,
-                    "outcome": outcome._value_,  # `value` is a Python function
-                    "code": failure.code if failure is not None else None,
-                    "upstream": ctx.upstream,
-                    "attempts": ctx.attempts,
-                    "rescues": ctx.rescues or None,
-                    "duration_ms": milliseconds(duration),
-                    "first_token_ms": (
-                        milliseconds(first_token) if first_token is not None else None
-                    ),
-                    "overhead_ms": milliseconds(overhead),
-                    "queue_ms": milliseconds(ctx.queued + ctx.paused) or None,
-                    "bytes": ctx.sent,
-                    "prompt_tokens": usage.prompt if usage is not None else None,
-                    "completion_tokens": usage.completion if usage is not None else None,
-                    "tokens_estimated": usage.estimated or None if usage is not None else None,
-                }
-            )
+            # Only what is known: to leave the rest out later costs more than to write the line.
+            line: dict[str, Any] = {
+                "time": clock.wall(),
+                "event": "request",
+                "request_id": ctx.request_id,
+            }
+            if ctx.attempts:
+                line["engine_request_id"] = ctx.engine_id
+            if ctx.client is not None:
+                line["client"] = ctx.client
+            line["method"] = scope["method"]
+            line["path"] = scope["path"][:_PATH_LENGTH]
+            if endpoint is not None:
+                line["endpoint"] = endpoint
+            if model is not None:
+                line["model"] = model[:_PATH_LENGTH]
+            principal = ctx.principal
+            if principal is not None:
+                line["principal"] = principal.name
+                if principal.team is not None:
+                    line["team"] = principal.team
+            line["stream"] = ctx.tail is not None
+            line["status"] = status
+            line["outcome"] = outcome._value_  # `value` is a Python function
+            if failure is not None:
+                line["code"] = failure.code
+            if ctx.upstream is not None:
+                line["upstream"] = ctx.upstream
+            line["attempts"] = ctx.attempts
+            if ctx.rescues:
+                line["rescues"] = ctx.rescues
+            line["duration_ms"] = milliseconds(duration)
+            if first_token is not None:
+                line["first_token_ms"] = milliseconds(first_token)
+            line["overhead_ms"] = milliseconds(overhead)
+            waited = ctx.queued + ctx.paused
+            if waited and (queue := milliseconds(waited)):
+                line["queue_ms"] = queue
+            line["bytes"] = ctx.sent
+            if usage is not None:
+                line["prompt_tokens"] = usage.prompt
+                line["completion_tokens"] = usage.completion
+                if usage.estimated:
+                    line["tokens_estimated"] = True
+            self.access_log.write(line)
 
 
 class Sent:
@@ -161,11 +175,7 @@ class Sent:
             ctx.status = message["status"]
             if ctx.tap is not None:
                 ctx.tap.begin(message["status"], message.get("headers", []))
-            own = own_headers(ctx)
-            if ctx.limit_headers:  # ours, and not those of a cloud that has limits too
-                message = with_headers_set(message, (*ctx.limit_headers, *own))
-            else:
-                message = with_headers(message, own)
+            message = {**message, "headers": with_own(ctx, message.get("headers", ()))}
         await self._send(message)
 
 
@@ -178,6 +188,26 @@ class Written(Sent, Writer):
         self.ctx = ctx  # not by way of `super`, which every request would pay for
         self._send = send
         self._writer = writer
+
+    def takes_whole(self, status: int) -> bool:
+        return self._writer.takes_whole(status)
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        ctx = self.ctx
+        ctx.status = status
+        if ctx.tap is not None:
+            ctx.tap.begin(status, headers)
+        self._writer.begin(status, with_own(ctx, headers))
+
+    def end(self, body: bytes) -> bool:
+        ctx = self.ctx
+        ctx.sent += len(body)
+        ctx.complete = True
+        tap = ctx.tap
+        if tap is not None:
+            tap.note(body)
+            tap.end()
+        return self._writer.end(body)
 
     def write(self, body: bytes) -> bool:
         ctx = self.ctx
@@ -216,13 +246,16 @@ def milliseconds(seconds: float) -> float:
     return round(seconds * 1e6) / 1000  # to whole numbers: four times as fast as to digits
 
 
-def own_headers(ctx: RequestContext) -> list[Header]:
-    """Return what every answer carries."""
-    own = [(b"x-request-id", ctx.request_id.encode())]
+def with_own(ctx: RequestContext, headers: Iterable[Header]) -> list[Header]:
+    """Return the headers of an answer and what every answer carries."""
+    own = [*ctx.limit_headers, (b"x-request-id", ctx.request_id.encode())]
     if ctx.upstream is not None:
         own.append((b"x-llmproxy-upstream", ctx.upstream.encode()))
         own.append((b"x-llmproxy-attempts", b"%d" % ctx.attempts))
-    return own
+    if ctx.limit_headers:  # ours, and not those of a cloud that has limits too
+        names = dict(own)
+        headers = [header for header in headers if header[0] not in names]
+    return [*headers, *own]
 
 
 def outcome_of(ctx: RequestContext, stopped: bool) -> Outcome:

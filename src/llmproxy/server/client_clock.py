@@ -64,8 +64,9 @@ class ClientClock:
         self.set(self._loop.time() + seconds)
 
     def stop(self) -> None:
-        """Wait for ever."""
+        """Wait for ever: nothing is expected of the client, and its first head was there."""
         self.deadline = FOR_EVER
+        self._first_head_due = None
 
     def close(self) -> None:
         """The connection is gone. It and its clock hold each other, and would for long."""
@@ -84,6 +85,7 @@ class ClientClock:
         self.set(due if due is not None else self._loop.time() + self._bounds.head_timeout)
 
     def body_begins(self) -> None:
+        self._first_head_due = None
         self._body_began_at = self._loop.time()
         self.set(self._body_began_at + self._bounds.body_timeout)
 

@@ -132,6 +132,13 @@ class Exchange(Writer):
         """Return what was noted about these headers, when this connection repeats them."""
         return self._memory.notes(headers) if self._memory is not None else None
 
+    def take_body(self) -> bytes | None:
+        if not self.body_complete or self.late or self._body_taken or len(self._pieces) != 1:
+            return None
+        self._buffered = 0
+        self._body_taken = True
+        return self._pieces.pop()
+
     async def receive(self) -> Message:
         while not self._pieces:
             if self.late:
@@ -167,10 +174,24 @@ class Exchange(Writer):
             if self._protocol.blocked is not None:
                 await self._protocol.unblocked()
         elif kind == "http.response.start":
-            if self.started:
-                raise BrokenAnswer("the answer was begun twice")
-            self._begin(message["status"], message.get("headers", ()))
-            self.started = True
+            self.begin(message["status"], message.get("headers", ()))
+
+    def takes_whole(self, status: int) -> bool:
+        return True
+
+    def begin(self, status: int, headers: list[Header]) -> None:
+        if self.started:
+            raise BrokenAnswer("the answer was begun twice")
+        self._begin(status, headers)
+        self.started = True
+
+    def end(self, body: bytes) -> bool:
+        if self.gone:
+            return True
+        if not self.started or self.complete:
+            raise BrokenAnswer("a body before the head, or after the end of the answer")
+        self._send_body(body, False)
+        return self._protocol.blocked is None
 
     def write(self, body: bytes) -> bool:
         if self.gone:
@@ -230,18 +251,18 @@ class Exchange(Writer):
     # Bytes
 
     def _begin(self, status: int, headers: "tuple[Header, ...] | list[Header]") -> None:
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._protocol.date()]
+        kept: list[Header] = []
         counted: int | None = None
         for name, value in headers:
             name = name.lower()
             if name not in _FRAMING:
-                lines.append(b"%b: %b\r\n" % (name, value))
+                kept.append((name, value))
             elif name == b"content-length":
                 if counted is not None or not value.isdigit():
                     raise BrokenAnswer("the Content-Length of the answer is malformed")
                 counted = int(value)
                 if status != 204:
-                    lines.append(b"content-length: %b\r\n" % value)
+                    kept.append((name, value))
             elif name == b"connection" and b"close" in value.lower():
                 self.keep_alive = False
         self._bodyless = self.scope["method"] == "HEAD" or status in _BODYLESS
@@ -250,17 +271,21 @@ class Exchange(Writer):
             if counted is None:
                 self._chunked = not self._old
                 if self._chunked:
-                    lines.append(b"transfer-encoding: chunked\r\n")
+                    kept.append((b"transfer-encoding", b"chunked"))
                 else:
                     self.keep_alive = False
         if not self.body_complete or self._protocol.closing_soon:
             self.keep_alive = False
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines) or b"\0" in head:
+            kept.append((b"connection", b"close"))
+        first = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        lines = [b": ".join(header) for header in kept]
+        lines += (b"", b"")  # the end of the last line, and of the head
+        head = first + self._protocol.date() + b"\r\n".join(lines)
+        count = len(kept) + 3
+        if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
             raise BrokenAnswer("a header of the answer holds a control character")
-        self._head = head + b"\r\n"
+        self._head = head
 
     def _send_body(self, body: bytes, more: bool) -> None:
         if self._chunked:

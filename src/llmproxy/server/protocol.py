@@ -115,21 +115,27 @@ class GuardedProtocol(asyncio.Protocol):
             return
         exchange = self._exchange
         reader = self._reader
-        if exchange is not None:
-            if exchange.body_complete:
-                # A request behind the one that is being answered. It is not kept, and must not
-                # hide that the client hangs up: it is answered by the end of the connection.
-                exchange.keep_alive = False
-                reader.more_behind = True
-                return
-        elif not reader.in_head:
+        if exchange is not None and exchange.body_complete:
+            # A request behind the one that is being answered. It is not kept, and must not
+            # hide that the client hangs up: it is answered by the end of the connection.
+            exchange.keep_alive = False
+            reader.more_behind = True
+            return
+        begins = exchange is None and not reader.in_head
+        if begins:
             self._begin_head()
         refused = reader.feed(data)
         if refused is not None:
             self._turn_away(refused)
             return
-        exchange = self._exchange
-        if reader.in_head or (exchange is not None and not exchange.body_complete):
+        # Most requests come at once, and need neither clock.
+        if reader.in_head:
+            if begins:
+                self._clock.head_begins()
+            self._intake.heard(len(data))
+        elif (current := self._exchange) is not None and not current.body_complete:
+            if exchange is None:
+                self._clock.body_begins()
             self._intake.heard(len(data))
 
     def pause_writing(self) -> None:
@@ -162,7 +168,6 @@ class GuardedProtocol(asyncio.Protocol):
         )
         scope["extensions"] = {EXCHANGE: exchange}
         self._exchange = exchange
-        self._clock.body_begins()
         running = self._server_state.tasks
         exchange.task = self.loop.create_task(exchange.run(self._app, running))
         return exchange
@@ -287,7 +292,6 @@ class GuardedProtocol(asyncio.Protocol):
         self._reader.begin_head()
         self._connections.busy(self)
         self._intake.request_begins()
-        self._clock.head_begins()
 
     def _wait_for_request(self) -> None:
         self._reader.heard = False

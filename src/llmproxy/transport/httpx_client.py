@@ -207,6 +207,9 @@ class HttpxCall:
             self.close()
         return chunk
 
+    def at_once(self) -> bytes | None:
+        return None  # the library brings the body in a task of its own
+
     async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
         return True  # what comes is there for `read`
 

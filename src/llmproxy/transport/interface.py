@@ -66,6 +66,12 @@ class Call(Protocol):
     def over(self) -> bool:
         """Whether everything has been read: the last byte is out, and it was the last."""
 
+    def at_once(self) -> bytes | None:
+        """Return the whole body and be over, where that needs neither waiting nor joining.
+
+        None where it does, and also of an answer that is over: then it is for `read`.
+        """
+
     async def read(self, within: float) -> bytes:
         """Return what one read from the socket brought, or b"" after the last byte.
 

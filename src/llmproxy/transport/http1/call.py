@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
 FOR_EVER = float("inf")
-TINY = 0.001  # seconds; the least that a clock can be set to, 0 being for ever
 
 
 class Http1Call:
@@ -71,11 +70,18 @@ class Http1Call:
 
         The clock is not renewed by a part of it, nor by informational ones before it.
         """
-        due = self._loop.time() + within
+        due = self._loop.time() + within if within else FOR_EVER
         while self.status == 0:
             if self._failure is not None:
                 raise self._failure
-            await self._something(max(due - self._loop.time(), TINY) if within else 0)
+            await self._something(due)
+
+    def at_once(self) -> bytes | None:
+        # What is complete is paused no more, and holds no clock.
+        if not self.complete or len(self._chunks) != 1:
+            return None
+        self._buffered = 0
+        return self._chunks.pop()
 
     async def read(self, within: float) -> bytes:
         while True:
@@ -91,7 +97,7 @@ class Http1Call:
                 return b""
             if self._failure is not None:
                 raise self._failure
-            await self._something(within)
+            await self._something(self._loop.time() + within if within else FOR_EVER)
 
     async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
         if self._is_ready():
@@ -177,10 +183,10 @@ class Http1Call:
         else:
             waiter.set_exception(Silence())
 
-    def _something(self, within: float) -> "asyncio.Future[None]":
-        """Return what is done as soon as there is a reason to look again."""
+    def _something(self, due: float) -> "asyncio.Future[None]":
+        """Return what is done as soon as there is a reason to look again, or it is time."""
         self._waiter = waiter = self._loop.create_future()
-        self._deadline = self._loop.time() + within if within > 0 else FOR_EVER
+        self._deadline = due
         self._set_clock()
         return waiter
 

@@ -134,11 +134,13 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def unsent(self) -> float:
         """How much the upstream has not taken yet: bytes, and of an upload who knows what."""
-        if self._transport is None or self.closed:
+        if self._transport is None or self._lost:
             return 0
-        if self.sending:
-            return float("nan")  # has a clock of its own, and equals nothing that was before
-        return self._transport.get_write_buffer_size()
+        if self._sender is not None and self.sending:
+            # It has a clock of its own, and equals nothing that was before.
+            return 0 if self.closed else float("nan")
+        waiting = self._transport.get_write_buffer_size()
+        return 0 if waiting and self.closed else waiting
 
     def abandon(self) -> None:
         """Close at once; the call that it carried is over."""
@@ -341,8 +343,7 @@ class Connection(asyncio.BufferedProtocol):
         self._call = None
         call.end()
         sending = self._sender is not None and self.sending
-        reusable = self._keep_alive and not self._surplus and not sending and not self.closed
-        if not reusable:
+        if not self._keep_alive or self._surplus or sending:
             self.abandon()
             return
         if self._framing is Framing.NONE:
