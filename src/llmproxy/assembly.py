@@ -122,7 +122,7 @@ def assemble(
     settings: Settings, metrics: Metrics, trusted_proxies: TrustedProxies, place: int
 ) -> Engines:
     """Make the engines, and the parts of the chain as the settings name them."""
-    registry = Registry(partial(_server, settings.workers, place, metrics))
+    registry = Registry(lambda upstream: _server(settings, place, metrics, registry, upstream))
     store = open_store(settings.store.url)
     local = store if not settings.store.shared else MemoryStore()
     issued = IssuedKeys(store)
@@ -212,15 +212,19 @@ def _tokens(settings: Settings) -> TokenCheck:
     )
 
 
-def _server(workers: int, place: int, metrics: Metrics, upstream: Upstream) -> Server:
+def _server(
+    settings: Settings, place: int, metrics: Metrics, registry: Registry, upstream: Upstream
+) -> Server:
     def moved(_: str, state: str) -> None:
-        metrics.breaker(upstream.name, state)
+        successor = registry.find(upstream.name)
+        if successor is None or successor.upstream is upstream:  # it may have left since
+            metrics.breaker(upstream.name, state)
 
     return Server(
         upstream,
         transport_for(upstream),
         breaker=Breaker(clock.now, moved),
-        most=part_of(upstream.max_inflight, workers, place),
+        most=part_of(upstream.max_inflight, settings.workers, place),
     )
 
 
@@ -295,7 +299,7 @@ def _admission(settings: Settings, metrics: Metrics, place: int, registry: Regis
 
     def places() -> int:
         most = [server.most for server in registry.servers]
-        return min(own, sum(most)) if all(most) else own
+        return min(own, sum(most)) if most and all(most) else own
 
     admission = Admission(
         max_inflight=places(),

@@ -158,9 +158,10 @@ class Forward:
         scheme = scope.get("scheme", "http")
         notes = exchange.notes(headers) if exchange is not None else None
         about = (upstream.name, address, scheme)
-        if notes is not None and (known := notes.get(about)) is not None:
-            assert isinstance(known, Repeated)
-            return known
+        # A server may become another one under its name: with another key, or elsewhere.
+        if notes is not None and (known := notes.get(about)) and known[0] is upstream:
+            noted: Repeated = known[1]
+            return noted
         origin = origin_headers(
             headers,
             client=address,
@@ -169,6 +170,6 @@ class Forward:
             via=self.via,
         )
         repeated = Repeated(request_headers(headers, upstream, origin))
-        if notes is not None and len(notes) < MOST_NOTES:
-            notes[about] = repeated
+        if notes is not None and (about in notes or len(notes) < MOST_NOTES):
+            notes[about] = upstream, repeated
         return repeated

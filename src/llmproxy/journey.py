@@ -12,6 +12,7 @@ Raises: whatever the last attempt came to
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,28 +152,54 @@ class Journey:
 
     async def _later(self) -> Turn:
         """Return the first attempt once a server has a place, or the model was looked for."""
-        means, places, wish = self.means, self.means.places, self.wish
-        until, waited, refreshed = places.until(self.deadline), False, False
+        means, places = self.means, self.means.places
+        until, refreshed = places.until(self.deadline), False
+        row: str | None = None
+        called = False  # out of that row
         while True:
-            course = self._course = means.router.course(wish)
+            course = self._course = means.router.course(self.wish)
             try:
-                if not waited and places.are_waited_for(course.model):
+                if not called and places.are_waited_for(course.model):
                     raise Full(course.model)
-                return course.first()
+                turn = course.first()
             except Full as full:
-                began = clock.now()
-                try:
-                    await places.wait(full.model, until=until, first=waited)
-                finally:
-                    self.ctx.paused += clock.now() - began
-                waited = True
+                if called and full.model != row:
+                    places.pass_on(row)
+                await self._wait(full.model, until, first=called and full.model == row)
+                called, row = True, full.model
+                continue
             except Unknown as unknown:
+                if called:
+                    places.pass_on(row)
+                    called = False
                 if refreshed:
-                    if not means.router.registry.servers:
-                        raise NoUpstream("No model server is known at the moment.") from None
-                    raise unknown.refusal() from None
+                    raise self._refusal(unknown) from None
                 await means.refresh()
                 refreshed = True
+                continue
+            except BaseException:
+                if called:
+                    places.pass_on(row)
+                raise
+            if called:
+                places.pass_on(row)  # there may be more than the one place
+            return turn
+
+    async def _wait(self, model: str | None, until: float, *, first: bool) -> None:
+        began = clock.now()
+        try:
+            await self.means.places.wait(model, until=until, first=first)
+        finally:
+            self.ctx.paused += clock.now() - began
+
+    def _refusal(self, unknown: Unknown) -> ProxyError:
+        """Return what a caller is told for whom there is nobody."""
+        servers = self.means.router.registry.servers
+        if not servers:
+            return NoUpstream("No model server is known at the moment.")
+        if any(server.draining and server.knows(unknown.model) for server in servers):
+            return NoUpstream("Every model server that could answer is taken out of use.")
+        return unknown.refusal()
 
     def _kept(self) -> KeptStream | None:
         """Return what keeps a stream, if it could be gone on with."""
@@ -209,7 +236,7 @@ class Journey:
         finally:
             server.inflight -= 1
             if server.most:
-                self.means.places.freed(server)
+                self.means.places.freed()
         return None
 
     def _begins(self, status: int) -> None:
@@ -266,15 +293,21 @@ class Journey:
             if isinstance(body, IncomingUpload) and turn.model is not None:
                 body.name(turn.model)
             return None
+        if not asked.prompt_bytes:
+            return ctx.outgoing  # none, or one that could not be read: there is nothing to put in
         going = body
-        # A body that could not be read, or that is none, names no model.
-        if turn.model is not None and turn.model != asked.model and asked.prompt_bytes:
+        if turn.model is not None and turn.model != asked.model:
             going = with_model(going, turn.model)
-        upstream = turn.server.upstream
-        if upstream.priority and present(ctx.endpoint, "endpoint").name in _SCHEDULED:
-            most = ctx.principal.priority if ctx.principal is not None else 0
-            going = with_priority(going, class_of(ctx.fields, most), upstream.preset)
+        going = self._with_class(going, turn)
         return going if going is not body else ctx.outgoing
+
+    def _with_class(self, body: bytes, turn: Turn) -> bytes:
+        """Return the body with the caller's class in it, where the server goes by that."""
+        ctx, upstream = self.ctx, turn.server.upstream
+        if not upstream.priority or present(ctx.endpoint, "endpoint").name not in _SCHEDULED:
+            return body
+        most = ctx.principal.priority if ctx.principal is not None else 0
+        return with_priority(body, class_of(ctx.fields, most), upstream.preset)
 
     async def _go_on(self, turn: Turn, failure: UpstreamError) -> None:
         """Have another server finish what this one has begun, or end in its failure."""
@@ -312,20 +345,16 @@ class Journey:
         return False
 
     async def _continued(self, turn: Turn) -> bool:
-        ctx, trial = self.ctx, self.trial
-        chat = present(ctx.endpoint, "endpoint").name == "chat"
-        delivered = read_delivered(trial.delivered(), chat=chat)
-        body = ctx.outgoing if ctx.outgoing is not None else ctx.body
-        assert isinstance(body, bytes)
-        preset = turn.server.upstream.preset
-        for way in ways(preset, chat=chat):
-            try:
-                asked = continuing_body(body, delivered, way, preset, turn.model)
-            except NotThisWay:
-                continue
-            trial.again(Continuation(delivered, way))
+        """Have one server go on; tell whether it has finished the stream."""
+        trial = self.trial
+        for way, asked in self._continuing(turn):
+            trial.again(way)
             failure = await self._attempt(turn, 0.0, asked)
             if failure is not None:
+                if isinstance(failure, UpstreamTimeout) and self._is_over():
+                    if not trial.answered:
+                        turn.weighs_nothing()
+                    raise CannotContinue("deadline")
                 self.course.broke(turn, failure, begun=trial.answered)
                 return False
             if (refusal := trial.refusal) is None:
@@ -333,3 +362,24 @@ class Journey:
             self.course.refused(turn, refusal.complaint, refusal.retry_after)
             # It does not continue a text; asked from the beginning it may come to the same.
         return False
+
+    def _continuing(self, turn: Turn) -> list[tuple[Continuation, bytes]]:
+        """Return how a server can be asked to go on, and with what, the better way first."""
+        ctx, found = self.ctx, []
+        chat = present(ctx.endpoint, "endpoint").name == "chat"
+        body = ctx.outgoing if ctx.outgoing is not None else ctx.body
+        assert isinstance(body, bytes)
+        preset = turn.server.upstream.preset
+        try:
+            delivered = read_delivered(self.trial.delivered(), chat=chat)
+            for way in ways(preset, chat=chat):
+                with suppress(NotThisWay):
+                    asked = continuing_body(body, delivered, way, preset, turn.model)
+                    asked = self._with_class(asked, turn)
+                    found.append((Continuation(delivered, way), asked))
+        except BaseException:
+            turn.weighs_nothing()
+            raise
+        if not found:
+            turn.weighs_nothing()
+        return found

@@ -111,7 +111,7 @@ class Routing(SingleLayer):
             engines.closing.append(stalls.close)
             return forward_of(settings, engines, metrics, trusted_proxies, stalls)
         engines.watches.clear()  # it answers no probe that it does not know
-        engines.registry.replace("app", [Upstream("app", "http", "", 0)])
+        engines.registry.replace("app", [Upstream("app", "http", "", 0, lists_models=False)])
         return None
 
 

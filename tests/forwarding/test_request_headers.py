@@ -1,6 +1,7 @@
 """What of a caller's head an engine gets, and what is said anew."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -269,3 +270,22 @@ async def test_an_expectation_is_met_by_us() -> None:
 
     assert answer.status == 200
     assert engine.requests[0].header(b"expect") is None
+
+
+async def test_a_server_that_got_another_key_is_never_sent_the_old_one() -> None:
+    """Also on a connection whose head has been the same all along, and was noted with the key."""
+    async with scripted(json_answer({})) as engine:
+        old = replace(engine.upstream, credentials=((b"authorization", b"Bearer old"),))
+        new = replace(engine.upstream, credentials=((b"authorization", b"Bearer new"),))
+        async with proxied(old) as proxy, proxy.client() as client:
+            running = proxy.app._running
+            for upstream in (old, new):
+                if running is not None:
+                    running.engines.registry.replace("configured", [upstream])
+                for _ in range(4):
+                    client.send(request_bytes())
+                    assert (await client.answer()).status == 200
+                running = proxy.app._running
+
+    keys = [request.header(b"authorization") for request in engine.requests]
+    assert keys == [b"Bearer old"] * 4 + [b"Bearer new"] * 4

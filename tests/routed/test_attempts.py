@@ -18,6 +18,7 @@ from tests.support.fleet import (
     speaking,
     text_of,
 )
+from tests.support.outside import routing_of, server_named, until
 from tests.support.ports import free_port
 from tests.support.upstream import Exchange, Request
 
@@ -284,3 +285,30 @@ async def test_a_full_server_is_waited_for() -> None:
         go_on.set()
 
         assert [(await each).status for each in (first, second)] == [200, 200]
+
+
+async def test_who_waits_for_a_server_that_went_away_and_came_back_is_served() -> None:
+    """Also when nothing of its was at work meanwhile, so that nobody could call the next one."""
+    go_on = asyncio.Event()
+
+    async def slow(exchange: Exchange, request: Request) -> None:
+        await go_on.wait()
+        await speaking("Hello")(exchange, request)
+
+    limited = Member(slow, options=";max_inflight=1;models=m")
+    other = Member(speaking("other"), options=";models=x")
+    async with fleet(limited, other, queue_timeout=8) as (proxy, (a, _)):
+        crowd = [asyncio.create_task(proxy.ask(chat())) for _ in range(4)]
+        assert a.server is not None
+        await a.server.reached()
+        server = server_named(proxy, "a")
+        await until(lambda: routing_of(proxy).means.places.waiting == 3, "three wait")
+        server.draining = True
+        go_on.set()
+        await until(lambda: server.inflight == 0, "the first is over")
+        server.draining = False
+        late = asyncio.create_task(proxy.ask(chat()))
+
+        statuses = sorted([(await each).status for each in (*crowd, late)])
+        assert statuses[:2] == [200, 200]  # the first, and whoever came after the return
+        assert set(statuses) <= {200, 503}

@@ -19,6 +19,7 @@ from tests.support.fleet import (
     speaking,
     text_of,
 )
+from tests.support.outside import half_open, server_named
 from tests.support.upstream import Exchange, Request
 
 PATH = b"/v1/chat/completions"
@@ -254,3 +255,20 @@ async def test_a_break_counts_against_the_server() -> None:
             await asyncio.gather(*(proxy.asked(chat(n=2)) for _ in range(4)))
 
         assert proxy.sample("breaker_state", upstream="a") == 2
+
+
+async def test_a_rescuer_that_cannot_be_asked_is_not_shut_out() -> None:
+    """It was half open, and nobody found out how it is."""
+
+    async def calling(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": '{"a'}}
+        exchange.chunk(event({"tool_calls": [call]}))
+        exchange.reset()
+
+    async with fleet(calling, speaking(TEXT)) as (proxy, _):
+        await proxy.asked(chat())  # the first goes to a, and makes it known
+        half_open(server_named(proxy, "b"))
+        await proxy.asked(chat())
+
+        assert server_named(proxy, "b").breaker.lets_through()

@@ -171,6 +171,29 @@ def test_a_prompt_that_is_too_long_goes_to_the_longer_model_only() -> None:
     assert plain.after_answer(plain.first(), Complaint.TOO_LONG, None) is None
 
 
+def test_the_chain_for_long_prompts_is_walked_to_its_end() -> None:
+    """Also with the last attempt: it is not kept for anybody else."""
+    for most, asked in ((2, ["long"]), (3, ["long", "longer"])):
+        way = course(servers("a", "b"), longer=("long", "longer"), most=most)
+        turn: Turn | None = way.first()
+        models = []
+        while turn is not None and (turn := way.after_answer(turn, Complaint.TOO_LONG, None)):
+            models.append(turn.model)
+        assert models == asked
+
+
+def test_what_one_server_asks_for_is_not_laid_on_another() -> None:
+    """Who is asked again waits for as long as it has said itself."""
+    way = course(servers("a", "b"), most=9)
+    second = way.after_answer(way.first(), Complaint.FAILED, None)
+    assert second is not None
+    third = way.after_answer(second, Complaint.BUSY, 3600.0)
+
+    assert third is not None
+    assert third.server.name == "a"
+    assert third.pause < 1.0
+
+
 @pytest.mark.parametrize("complaint", [Complaint.FINAL, Complaint.OPTION])
 def test_what_is_wrong_with_a_request_is_wrong_everywhere(complaint: Complaint) -> None:
     """A 4xx is asked once, and says nothing about the server."""

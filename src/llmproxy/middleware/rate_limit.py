@@ -51,18 +51,20 @@ class RateLimitMiddleware:
         finally:
             if reservation.amounts:
                 usage, counted, complete = None, 0, False
-                if reservation.plan.counts:
-                    usage = self._usage(ctx, reservation, left)
-                    if ctx.tap is not None:
-                        counted, complete = ctx.tap.tokens_so_far, ctx.tap.finished
-                if limiter.at_once is not None:
-                    # Nothing in it waits, so nothing can interrupt it.
-                    limiter.settle_now(reservation, usage, counted=counted, complete=complete)
-                else:
-                    settled = limiter.settle(
-                        reservation, usage, counted=counted, complete=complete
-                    )
-                    await finish(settled, within=SETTLE_WITHIN)
+                try:
+                    if reservation.plan.counts:
+                        usage = self._usage(ctx, reservation, left)
+                        if ctx.tap is not None:
+                            counted, complete = ctx.tap.tokens_so_far, ctx.tap.finished
+                finally:  # whatever an answer has in it: what is held must be given back
+                    if limiter.at_once is not None:
+                        # Nothing in it waits, so nothing can interrupt it.
+                        limiter.settle_now(reservation, usage, counted=counted, complete=complete)
+                    else:
+                        settled = limiter.settle(
+                            reservation, usage, counted=counted, complete=complete
+                        )
+                        await finish(settled, within=SETTLE_WITHIN)
 
     def _usage(self, ctx: RequestContext, reservation: Reservation, left: bool) -> Usage | None:
         """Return what is charged; None when nobody has counted and the estimate has to do."""

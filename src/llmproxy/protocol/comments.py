@@ -4,7 +4,8 @@ import re
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
-_ONLY = re.compile(rb"(?::[^\r\n]*(?:\r\n|\n|\r)|\r\n|\n|\r)+\Z")
+# Possessive: what matches in two ways must not be tried in all of them.
+_ONLY = re.compile(rb"(?>:[^\r\n]*(?>\r\n|\n|\r)|\r\n|\n|\r)++\Z")
 
 
 def is_only_comment(chunk: bytes) -> bool:

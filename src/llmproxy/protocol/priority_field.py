@@ -12,7 +12,7 @@ _KEY = b'"priority"'
 def with_priority(body: bytes, level: int, preset: str) -> bytes:
     """Return the body with the class in it, its other bytes untouched where that can be."""
     number = level if preset == "sglang" else -level
-    if _KEY in body:
+    if _KEY in body or b"\\u00" in body:  # which may be a letter of it
         asked = codec.loads(body)
         if "priority" in asked:
             return codec.dumps({**asked, "priority": number})

@@ -89,7 +89,8 @@ class Course:
     """The attempts of one request."""
 
     __slots__ = (
-        "_at", "_budget", "_candidates", "_choose", "_longer", "_models", "_now", "history",
+        "_at", "_budget", "_candidates", "_choose", "_is_longer", "_longer", "_models", "_now",
+        "history",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +112,7 @@ class Course:
         self._now = now
         self.history = history
         self._at = 0  # which of the models
+        self._is_longer = False  # they are those that take longer prompts
 
     @property
     def model(self) -> str | None:
@@ -130,7 +132,7 @@ class Course:
     def after_failure(self, turn: Turn, failure: ProxyError) -> Turn | None:
         """Return the next attempt after one without an answer; None when that was the last."""
         self._judge(turn, failure)
-        return self._next(after_failure(self.history, turn.server.name, failure), None)
+        return self._next(after_failure(self.history, turn.server.name, failure))
 
     def after_answer(
         self, turn: Turn, complaint: Complaint, retry_after: float | None
@@ -138,9 +140,12 @@ class Course:
         """Return the next attempt after an error answer; None when it is passed on."""
         self.refused(turn, complaint, retry_after)
         step = after_answer(self.history, complaint)
-        if step is Step.LONGER:
+        if step is Step.LONGER and self._is_longer:
+            self._at = self._models.index(turn.model) + 1
+        elif step is Step.LONGER:
             self._models, self._longer, self._at = self._longer, (), 0
-        return self._next(step, retry_after)
+            self._is_longer = True
+        return self._next(step, retry_after, turn.server)
 
     def refused(self, turn: Turn, complaint: Complaint, retry_after: float | None) -> None:
         """Note an error answer."""
@@ -158,7 +163,7 @@ class Course:
         turn.weighs_nothing()
         turn.server.first_token(seconds)
         self.history.shut_out(turn.server.name)
-        return self._next(Step.AGAIN, None)
+        return self._next(Step.AGAIN)
 
     def broke(self, turn: Turn, failure: ProxyError, *, begun: bool = True) -> None:
         """Note an answer that broke: its server is not asked again for this request.
@@ -183,12 +188,16 @@ class Course:
 
     def has_another(self, turn: Turn) -> bool:
         """Tell whether somebody else could be asked if this server took too long."""
-        return self.history.left > 0 and any(
-            server is not turn.server
-            and self.history.may_ask(server.name)
-            and server.breaker.lets_through()
-            for model in self._models[self._at :]
-            for server in self._candidates(model)
+        return (
+            self.history.replay_safe
+            and self.history.left > 0
+            and any(
+                server is not turn.server
+                and self.history.may_ask(server.name)
+                and server.breaker.lets_through()
+                for model in self._models[self._at :]
+                for server in self._candidates(model)
+            )
         )
 
     def _judge(self, turn: Turn, failure: ProxyError) -> None:
@@ -197,12 +206,16 @@ class Course:
         else:
             turn.server.breaker.weighs_nothing(probe=turn.probe)
 
-    def _next(self, step: Step | None, retry_after: float | None) -> Turn | None:
+    def _next(
+        self, step: Step | None, retry_after: float | None = None, said_by: Server | None = None
+    ) -> Turn | None:
+        """`retry_after` is what `said_by` has asked for, and nobody else."""
         history = self.history
         if step is None or history.left <= 0:
             return None
         # The last attempt belongs to the chain of fallbacks, if there is one that can be asked.
-        spared = history.left == 1 and self._at == 0 and len(self._models) > 1
+        last = history.left == 1 and not self._is_longer
+        spared = last and self._at == 0 and len(self._models) > 1
         if spared:
             self._at = 1
         while True:
@@ -214,7 +227,8 @@ class Course:
                 return None
             server = found[0]
             times = history.asked.get(server.name, 0)
-            pause = pause_before(times, retry_after=retry_after) if times else 0.0
+            rest = retry_after if server is said_by else None
+            pause = pause_before(times, retry_after=rest) if times else 0.0
             if pause is not None:
                 break
             history.shut_out(server.name)  # too long to wait for it

@@ -22,6 +22,7 @@ MOST_HELD = 4096  # bytes of half an event
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _WORD = b'"error"'
+_PLAIN = b"]}\n\n"  # the end of most events
 # OpenAI's form, and the one of vLLM before 2025.
 _ERROR = re.compile(
     rb"(?:\A|\n\n|\r\n\r\n|\r\r)(?:event: ?error[\r\n]+)?"
@@ -54,7 +55,10 @@ class KeptStream:
     def through(self, chunk: bytes) -> bytes:
         """Take a chunk; return what may be passed on now."""
         # In line, because this runs for every chunk of every stream.
-        if self._held or chunk[-2:] != b"\n\n" or chunk.find(_WORD) >= 0:
+        # What has failed says so last, and what ends in its choices says no such thing.
+        if self._held or not (
+            chunk.endswith(_PLAIN) or (chunk.endswith(b"\n\n") and chunk.find(_WORD) < 0)
+        ):
             return self._cut(chunk)
         left = self._left - len(chunk)
         if left >= 0:

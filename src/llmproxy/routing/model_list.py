@@ -5,6 +5,7 @@ prices of a marketplace), within bounds: there may be a thousand servers behind 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llmproxy import codec
@@ -73,8 +74,9 @@ def _usual(name: str, owner: str) -> Document:
 
 
 def _bounded(item: dict[str, Any]) -> Document:
-    if len(codec.dumps(item)) <= LARGEST_DOCUMENT:
-        return item
+    with suppress(TypeError):  # nested deeper than it can be written
+        if len(codec.dumps(item)) <= LARGEST_DOCUMENT:
+            return item
     return {
         name: item[name]
         for name in _USUAL

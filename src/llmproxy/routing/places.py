@@ -4,12 +4,12 @@ Whoever waits for the same model is served in the order in which they came.
 """
 
 import asyncio
-import math
 from collections import deque
 
 from llmproxy import clock
 from llmproxy.errors import Overloaded
-from llmproxy.routing.server import Server
+
+LOOK_EVERY = 1.0  # seconds after which the first in a row looks by itself
 
 
 class Places:
@@ -38,23 +38,25 @@ class Places:
     async def wait(self, model: str | None, *, until: float, first: bool = False) -> None:
         """Return when a server of this model may have a place.
 
-        `first`: it was this one's turn already, and somebody was faster.
+        `first`: it was this one's turn already, and somebody was faster. Who has waited must
+        `pass_on` the turn when it goes on, with a place or without.
         """
         if self._count >= self._most:
             raise _full()
-        left = until - clock.now()
         called = asyncio.get_running_loop().create_future()
         row = self._waiting.setdefault(model, deque())
         (row.appendleft if first else row.append)(called)
         self._count += 1
         try:
-            async with asyncio.timeout(left if left != math.inf else None):
-                await called
-        except TimeoutError:
-            if called.cancelled() or not called.done():
-                raise _full() from None
+            while not called.done():
+                left = until - clock.now()
+                if left <= 0:
+                    raise _full()
+                await asyncio.wait((called,), timeout=min(left, LOOK_EVERY))
+                if row and row[0] is called:
+                    return  # a server may have come back without a request that ends
         except BaseException:
-            if called.done() and not called.cancelled():
+            if called.done():
                 self._wake(model)  # it was our turn, and now it is the next one's
             raise
         finally:
@@ -64,12 +66,14 @@ class Places:
             if not row and self._waiting.get(model) is row:
                 del self._waiting[model]
 
-    def freed(self, server: Server) -> None:
-        """Tell that a request of a server is over."""
-        if self._waiting and server.most:
-            for model in list(self._waiting):
-                if server.knows(model) is not False:
-                    self._wake(model)
+    def freed(self) -> None:
+        """Tell that a server with a limit has finished a request."""
+        for model in list(self._waiting):
+            self._wake(model)
+
+    def pass_on(self, model: str | None) -> None:
+        """Have the next one look: there may be more places, or none to be had at all."""
+        self._wake(model)
 
     def _wake(self, model: str | None) -> None:
         row = self._waiting.get(model)

@@ -147,15 +147,23 @@ class Registry:
             await asyncio.sleep(LOOK_EVERY)
             now = loop.time()
             for server, leaving in list(self._leaving.items()):
+                if self._leaving.get(server) is not leaving:
+                    continue  # it came back while another was closed
                 if server.busy:
                     leaving.busy_at = now
                 if now - leaving.busy_at >= QUIET:
                     del self._leaving[server]
-                    await server.transport.aclose()
+                    await self._close(server)
                     for tell in self.on_gone:
                         tell(server)
                 elif now - leaving.since >= LONGEST_LEAVE and not leaving.closed:
                     leaving.closed = True
                     log.warning("%s has left, and a request to it does not end", server.name)
-                    await server.transport.aclose()
+                    await self._close(server)
         self._seeing_off = None
+
+    async def _close(self, server: Server) -> None:
+        try:
+            await server.transport.aclose()
+        except Exception:  # one that cannot be closed must not keep the others open
+            log.exception("the connections to %s could not be closed", server.name)

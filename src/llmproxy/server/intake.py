@@ -35,15 +35,22 @@ class Intake:
         """What came in crumbs before is forgiven."""
         self._crumbs_since = FOR_EVER
 
-    def heard(self, size: int) -> None:
-        """Note that a read brought so much of a request, and not its end."""
+    def heard(self, size: int, deadline: float = FOR_EVER) -> None:
+        """Note that a read brought so much of a request, and not its end.
+
+        `deadline` is when it must be there: what comes shortly before that is not left lying.
+        """
         if size >= CRUMB:
             self._crumbs_since = FOR_EVER
             return
         now = self._loop.time()
         if self._crumbs_since == FOR_EVER:
             self._crumbs_since = now
-        elif now - self._crumbs_since >= IN_CRUMBS and now - self._heard_at < REST:
+        elif (
+            now - self._crumbs_since >= IN_CRUMBS
+            and now - self._heard_at < REST
+            and deadline - now > 2 * REST
+        ):
             self._take_rest()
         self._heard_at = now
 

@@ -132,11 +132,11 @@ class GuardedProtocol(asyncio.Protocol):
         if reader.in_head:
             if begins:
                 self._clock.head_begins()
-            self._intake.heard(len(data))
+            self._intake.heard(len(data), self._clock.deadline)
         elif (current := self._exchange) is not None and not current.body_complete:
             if exchange is None:
                 self._clock.body_begins()
-            self._intake.heard(len(data))
+            self._intake.heard(len(data), self._clock.deadline)
 
     def pause_writing(self) -> None:
         self.blocked = self.loop.create_future()
@@ -147,6 +147,8 @@ class GuardedProtocol(asyncio.Protocol):
         exchange = self._exchange
         if self._lingering:
             self._clock.allow(self.bounds.linger)
+        elif exchange is None and self._reader.in_head:
+            self._clock.allow(self.bounds.head_timeout)
         elif exchange is None:
             self._wait_for_request()
         elif exchange.body_complete:
