@@ -24,17 +24,11 @@ def boundary_of(content_type: bytes) -> bytes | None:
     return (match[1] or match[2]) if match else None
 
 
-def find_model(start: bytes, boundary: bytes) -> tuple[str | None, bool]:
-    """Look for `model` in the first bytes of a form.
-
-    Returns what was found, and whether more bytes could change that.
-    """
-    place, undecided = place_of_model(start, boundary)
-    return start[place].decode("utf-8", "replace") if place is not None else None, undecided
-
-
 def place_of_model(start: bytes, boundary: bytes) -> tuple[slice | None, bool]:
-    """Return where the value of `model` stands, and whether more bytes could change that."""
+    """Return where the value of `model` stands in the first bytes of a form.
+
+    Beside it: whether more bytes could change that.
+    """
     mark = b"--" + boundary
     first, *parts = start.split(mark)
     end = len(first)
