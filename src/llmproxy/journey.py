@@ -18,14 +18,15 @@ from typing import Literal
 
 from llmproxy import clock
 from llmproxy.context import RequestContext
-from llmproxy.errors import NoUpstream, ProxyError, UpstreamError, UpstreamTimeout, present
+from llmproxy.errors import ProxyError, UpstreamError, UpstreamTimeout, present
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.protocol.model_field import with_model
 from llmproxy.protocol.priority_field import with_priority
 from llmproxy.protocol.request_options import class_of
 from llmproxy.records import Ending
-from llmproxy.routing.course import Attempt, Course, Full, Turn, Unknown
+from llmproxy.routing.course import Attempt, Course, Turn
+from llmproxy.routing.entry import entered
 from llmproxy.routing.kept import KeptStream, Room
 from llmproxy.routing.load_watch import wants_header
 from llmproxy.routing.places import Places
@@ -151,55 +152,15 @@ class Journey:
             trial.over()
 
     async def _later(self) -> Turn:
-        """Return the first attempt once a server has a place, or the model was looked for."""
-        means, places = self.means, self.means.places
-        until, refreshed = places.until(self.deadline), False
-        row: str | None = None
-        called = False  # out of that row
-        while True:
-            course = self._course = means.router.course(self.wish)
-            try:
-                if not called and places.are_waited_for(course.model):
-                    raise Full(course.model)
-                turn = course.first()
-            except Full as full:
-                if called and full.model != row:
-                    places.pass_on(row)
-                await self._wait(full.model, until, first=called and full.model == row)
-                called, row = True, full.model
-                continue
-            except Unknown as unknown:
-                if called:
-                    places.pass_on(row)
-                    called = False
-                if refreshed:
-                    raise self._refusal(unknown) from None
-                await means.refresh()
-                refreshed = True
-                continue
-            except BaseException:
-                if called:
-                    places.pass_on(row)
-                raise
-            if called:
-                places.pass_on(row)  # there may be more than the one place
-            return turn
-
-    async def _wait(self, model: str | None, until: float, *, first: bool) -> None:
-        began = clock.now()
+        """Return the first attempt when it has to be waited for."""
+        means, began = self.means, clock.now()
         try:
-            await self.means.places.wait(model, until=until, first=first)
+            self._course, turn = await entered(
+                means.router, means.places, means.refresh, self.wish, self.deadline
+            )
         finally:
             self.ctx.paused += clock.now() - began
-
-    def _refusal(self, unknown: Unknown) -> ProxyError:
-        """Return what a caller is told for whom there is nobody."""
-        servers = self.means.router.registry.servers
-        if not servers:
-            return NoUpstream("No model server is known at the moment.")
-        if any(server.draining and server.knows(unknown.model) for server in servers):
-            return NoUpstream("Every model server that could answer is taken out of use.")
-        return unknown.refusal()
+        return turn
 
     def _kept(self) -> KeptStream | None:
         """Return what keeps a stream, if it could be gone on with."""

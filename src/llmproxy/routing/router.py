@@ -67,18 +67,14 @@ class Router:
 
         For nearly every request that is all; a course is for those that need more.
         """
-        if self._rules or self.aliases:
-            model, tags = self._wanted(wish)
-            able = self.candidates(model, wish, tags)
-        else:
-            model = wish.asked.model
-            able = self._usual(model, wish)
+        model, tags = self._wanted(wish)
+        able = self.candidates(model, wish, tags) if tags else self._usual(model, wish)
         now = self._now()
         ready = [each for each in able if each.ready(now)]
         if not ready:
             return None
         self._budget.request(now)
-        server = self._choose(ready, wish, model) if len(ready) > 1 else ready[0]
+        server = self._choose(ready, wish, model)
         return Turn(server, model, server.breaker.begin())
 
     def _usual(self, model: str | None, wish: Wish) -> Sequence[Server]:
