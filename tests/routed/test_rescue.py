@@ -266,9 +266,10 @@ async def test_a_rescuer_that_cannot_be_asked_is_not_shut_out() -> None:
         exchange.chunk(event({"tool_calls": [call]}))
         exchange.reset()
 
-    async with fleet(calling, speaking(TEXT)) as (proxy, _):
-        await proxy.asked(chat())  # the first goes to a, and makes it known
+    async with fleet(calling, speaking(TEXT)) as (proxy, (a, b)):
+        await proxy.ask(request_bytes(b"/v1/models", method=b"GET"))
         half_open(server_named(proxy, "b"))
         await proxy.asked(chat())
 
+        assert (len(a.asked), len(b.asked)) == (1, 0)
         assert server_named(proxy, "b").breaker.lets_through()
