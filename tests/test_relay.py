@@ -145,7 +145,7 @@ class Direct(Narrow):
     async def send(self, message: Message) -> None:
         self.messages.append(message)
 
-    def begin(self, status: int, headers: list[Header]) -> None:
+    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
         self.taken += [status, headers]
 
     def end(self, body: bytes) -> bool:

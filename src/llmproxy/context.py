@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmproxy.errors import LayerMissing, ProxyError
 from llmproxy.records import Endpoint, InferenceRequest, Principal, Upload
-from llmproxy.types import Header, Scope
+from llmproxy.types import Scope
 
 if TYPE_CHECKING:
     from llmproxy.protocol.stream_tail import StreamTail
@@ -86,8 +86,8 @@ class RequestContext:
     rescues: int = 0
     """How often another server has gone on with a stream."""
 
-    limit_headers: tuple[Header, ...] = ()
-    """What an answer tells of the caller's limits."""
+    limit_lines: bytes = b""
+    """What an answer tells of the caller's limits: lines of its head, each with its end."""
 
     tap: "UsageTap | None" = None
     """Tells at any time what the request has used; None where nobody wants to know."""
@@ -130,7 +130,7 @@ WRITERS = {
     "outgoing": "usage",
     "attempt": "journey",
     "rescues": "journey",
-    "limit_headers": "rate_limit",
+    "limit_lines": "rate_limit",
     "tap": "usage",
     "queued": "admission",
     "paused": "journey",
@@ -142,8 +142,6 @@ WRITERS = {
 def get_context(scope: Scope) -> RequestContext:
     """Return the context of this request."""
     try:
-        ctx = scope[SCOPE_KEY]
+        return scope[SCOPE_KEY]  # type: ignore[no-any-return]
     except KeyError:
         raise LayerMissing("No request context: the observe layer must stand outermost.") from None
-    assert isinstance(ctx, RequestContext)
-    return ctx

@@ -325,5 +325,10 @@ class LayerMissing(InternalError):
 def present(value: T | None, name: str) -> T:
     """Return `value`, or say which layer is missing from the stack."""
     if value is None:
-        raise LayerMissing(f"ctx.{name} is not set: is its layer missing from the stack?")
+        raise missing(name)
     return value
+
+
+def missing(name: str) -> LayerMissing:
+    """Return the error that says which layer is missing from the stack."""
+    return LayerMissing(f"ctx.{name} is not set: is its layer missing from the stack?")

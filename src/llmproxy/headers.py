@@ -45,3 +45,17 @@ def named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
         for value in find_all(headers, b"connection")
         for token in value.split(b",")
     )
+
+
+def as_lines(headers: Iterable[Header]) -> bytes:
+    """Return headers as the lines of a head, each with its end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def of_lines(lines: bytes) -> list[Header]:
+    """Return the headers that such lines stand for."""
+    found = []
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
+        found.append((name, value))
+    return found

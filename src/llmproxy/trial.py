@@ -238,10 +238,10 @@ class WrittenTrial(Trial, Writer):
     def takes_whole(self, status: int) -> bool:
         return status < 400 and not self.head_out and self._writer.takes_whole(status)
 
-    def begin(self, status: int, headers: list[Header]) -> None:
+    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
         self._status = status
         self.head_out = True
-        self._writer.begin(status, headers)
+        self._writer.begin(status, headers, lines)
 
     def end(self, body: bytes) -> bool:
         self._begin()

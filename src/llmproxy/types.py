@@ -24,8 +24,8 @@ class Writer:
         """Tell whether an answer that is there as a whole may be sent by `begin` and `end`."""
         return False
 
-    def begin(self, status: int, headers: list[Header]) -> None:
-        """Send the head of an answer."""
+    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
+        """Send the head of an answer. `lines` are of ours and go into it as they are."""
         raise NotImplementedError
 
     def end(self, body: bytes) -> bool:

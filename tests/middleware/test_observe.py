@@ -465,7 +465,7 @@ async def test_limits_are_told_in_the_head_and_only_ours() -> None:
     theirs = [(b"x-ratelimit-limit-requests", b"9000"), (b"x-a", b"1")]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        get_context(scope).limit_headers = ((b"x-ratelimit-limit-requests", b"60"),)
+        get_context(scope).limit_lines = b"x-ratelimit-limit-requests: 60\r\n"
         await send({"type": "http.response.start", "status": 200, "headers": theirs})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

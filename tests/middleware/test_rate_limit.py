@@ -9,6 +9,7 @@ import pytest
 
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import ClientGone, QuotaSpent, RateLimited, UpstreamBroken
+from llmproxy.headers import of_lines
 from llmproxy.middleware.rate_limit import RateLimitMiddleware
 from llmproxy.protocol.endpoints import MODELS
 from llmproxy.rate_limit.budgets import budgets
@@ -92,7 +93,7 @@ def outside(app: ASGIApp) -> ASGIApp:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 ctx.status = message["status"]
-                message = {**message, "headers": [*message["headers"], *ctx.limit_headers]}
+                message = {**message, "headers": [*message["headers"], *of_lines(ctx.limit_lines)]}
             await send(message)
 
         await app(scope, receive, send_noted)

@@ -26,6 +26,15 @@ ANYTHING: Any = st.one_of(
 )
 
 
+class Counted:
+    """So many tokens of an answer were seen."""
+
+    finished = True
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens_so_far = tokens
+
+
 def asking(**fields: Any) -> InferenceRequest:
     return InferenceRequest(**{"model": "llama", "prompt_bytes": 400, **fields})
 
@@ -34,8 +43,8 @@ def estimate(**fields: Any) -> Estimate:
     return Estimator().estimate("me", CHAT, asking(**fields))
 
 
-@given(ANYTHING, ANYTHING, ANYTHING)
-def test_whatever_is_asked_for_is_reserved(tokens: Any, choices: Any, size: Any) -> None:
+@given(ANYTHING, ANYTHING, st.integers(0, 2**40))
+def test_whatever_is_asked_for_is_reserved(tokens: Any, choices: Any, size: int) -> None:
     """Never negative, never beyond counting, and an answer is never taken to be free."""
     made = estimate(max_tokens=tokens, choices=choices, prompt_bytes=size)
 
@@ -144,7 +153,7 @@ def test_no_report_is_believed_beyond_what_is_possible(
 ) -> None:
     """Never below zero, never beyond what was reserved or can have been."""
     made = estimate(max_tokens=limit)
-    charged = made.believed(reported, counted)
+    charged = made.believed(reported, Counted(counted))
 
     assert 0 <= charged.prompt <= 131_072
     assert 0 <= charged.completion <= max(made.longest, counted)
@@ -164,8 +173,8 @@ def test_a_model_server_that_ignores_the_limit_is_charged_by_what_was_seen() -> 
     """Nobody gets a long answer for a short one's price."""
     made = estimate(max_tokens=5)
 
-    assert made.believed(Usage(10, 4096), counted=4000).completion == 4000
-    assert made.believed(Usage(10, 4096), counted=0).completion == 5
+    assert made.believed(Usage(10, 4096), Counted(4000)).completion == 4000
+    assert made.believed(Usage(10, 4096), Counted(0)).completion == 5
 
 
 def test_the_truth_is_charged_where_the_guess_was_short() -> None:

@@ -1,6 +1,7 @@
 """Letting in, refusing, and settling, over the store that a single process has."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.errors import QuotaSpent, RateLimited
+from llmproxy.headers import of_lines
 from llmproxy.metering.prices import prices
 from llmproxy.protocol.endpoints import CHAT, MODELS, UNDERSTOOD
 from llmproxy.rate_limit.budgets import budgets
@@ -43,6 +45,16 @@ class Noted:
         self.dropped += count
 
 
+class Finished:
+    """An answer that came to its own end."""
+
+    tokens_so_far = 0
+    finished = True
+
+
+FINISHED = Finished()
+
+
 def limiter(text: str = "", budget: str = "", price: str = "", **options: Any) -> Limiter:
     store = MemoryStore()
     return Limiter(
@@ -71,7 +83,7 @@ async def readings(made: Limiter, reservation: Reservation) -> list[float]:
     return [reading.left for reading in await made._store.read(meters)]
 
 
-def value(headers: tuple[Header, ...], name: bytes) -> bytes | None:
+def value(headers: Iterable[Header], name: bytes) -> bytes | None:
     found = [value for key, value in headers if key == name]
     assert len(found) <= 1
     return found[0] if found else None
@@ -116,7 +128,7 @@ async def test_without_limits_everybody_is_let_in() -> None:
     """And told nothing."""
     reservation = await reserve(limiter())
 
-    assert reservation.headers == ()
+    assert reservation.head_lines == b""
     assert not reservation.amounts
 
 
@@ -186,7 +198,7 @@ async def test_whatever_is_asked_for_counts(said: Any) -> None:
 async def test_the_answer_tells_how_the_strictest_limit_stands() -> None:
     """Of each unit the one with least left; what is held at once has no header."""
     made = limiter("60 req/min, 3 req/day, 10000 tok/min, 500 tok/day, 8 concurrent")
-    headers = (await reserve(made)).headers
+    headers = of_lines((await reserve(made)).head_lines)
 
     assert value(headers, b"x-ratelimit-limit-requests") == b"3"
     assert value(headers, b"x-ratelimit-remaining-requests") == b"2"
@@ -355,8 +367,8 @@ async def test_a_soft_budget_warns(caplog: pytest.LogCaptureFixture) -> None:
     await made.settle(first, Usage(prompt=200, completion=100))
     second = [await reserve(made) for _ in range(3)]
 
-    assert value(first.headers, b"x-llmproxy-budget") is None
-    assert all(value(each.headers, b"x-llmproxy-budget") for each in second)
+    assert first.head_lines == b""
+    assert all(b"x-llmproxy-budget: " in each.head_lines for each in second)
     assert noted.soft == ["soft:300 tok/day per key"] * 3
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -380,9 +392,21 @@ async def test_what_was_learnt_is_reserved_next_time() -> None:
     asked = InferenceRequest(model="llama", prompt_bytes=400)
     for _ in range(30):
         reservation = await reserve(made, asked=asked)
-        await made.settle(reservation, Usage(prompt=100, completion=30), complete=True)
+        await made.settle(reservation, Usage(prompt=100, completion=30), FINISHED)
 
     assert (await reserve(made, asked=asked)).estimate.output < 60
+
+
+async def test_nothing_is_learnt_from_answers_that_the_caller_has_limited() -> None:
+    """They say how long they were allowed to be, not how long they would have been."""
+    made = limiter("100000 tok/day")
+    short = InferenceRequest(model="llama", prompt_bytes=400, max_tokens=5)
+    for _ in range(30):
+        await made.settle(
+            await reserve(made, asked=short), Usage(prompt=100, completion=5), FINISHED
+        )
+
+    assert (await reserve(made, asked=short._replace(max_tokens=None))).estimate.output == 512
 
 
 async def test_a_running_stream_asks_for_more() -> None:

@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.headers import of_lines
 from llmproxy.rate_limit.openai_headers import (
     LONGEST,
-    Shown,
+    Standing,
     duration,
+    filled_in,
+    form,
     retry_headers,
 )
+from llmproxy.rate_limit.refusals import Told
+from llmproxy.types import Header
 
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -56,20 +61,31 @@ def test_there_is_always_a_time_to_ask_again() -> None:
 @given(st.floats(-1e9, 1e9))
 def test_what_remains_is_whole_and_not_negative(left: float) -> None:
     """A debt is nothing left; a hair below a whole number is that number."""
-    _, (_, remaining), _ = Shown("tok", 1e9).headers(left, 1)
+    remaining = told("tok", 1e9, left, 1)[1][1]
 
     assert max(0.0, left - 1) <= int(remaining) <= max(0.0, left + 1e-6)
 
 
 def test_requests_and_tokens_have_their_own_names() -> None:
     """As OpenAI has them, three of each."""
-    assert Shown("req", 60.0).headers(58.9999999, 1) == (
+    assert told("req", 60.0, 58.9999999, 1) == [
         (b"x-ratelimit-limit-requests", b"60"),
         (b"x-ratelimit-remaining-requests", b"59"),
         (b"x-ratelimit-reset-requests", b"1s"),
-    )
-    assert Shown("tok", 1e6).headers(5, 360) == (
+    ]
+    assert told("tok", 1e6, 5, 360) == [
         (b"x-ratelimit-limit-tokens", b"1000000"),
         (b"x-ratelimit-remaining-tokens", b"5"),
         (b"x-ratelimit-reset-tokens", b"6m0s"),
-    )
+    ]
+
+
+@given(st.floats(0, 2))
+def test_short_times_are_told_like_long_ones(seconds: float) -> None:
+    """Those below a second are written beforehand."""
+    assert told("req", 60.0, 1, seconds)[2][1] == duration(seconds)
+
+
+def told(unit: str, limit: float, left: float, resets_in: float) -> list[Header]:
+    standing: Standing = Told(limit, left, resets_in)
+    return of_lines(filled_in(form([unit]), [standing]))

@@ -88,7 +88,14 @@ class ConfiguredKeys:
         found = self._found.get(digest)
         if found is None or not same(found[0], digest):
             return None
-        principal = found[1]
+        return self._valid(found[1])
+
+    def again(self, digest: bytes) -> Principal | None:
+        """Return the same for a digest that was ours to begin with: nobody has sent it."""
+        found = self._found.get(digest)
+        return self._valid(found[1]) if found is not None else None
+
+    def _valid(self, principal: Principal) -> Principal | None:
         if principal.expires is not None and clock.wall() >= principal.expires:
             return None
         return principal

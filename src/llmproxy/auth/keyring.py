@@ -54,7 +54,7 @@ class Keyring:
         """Return whose key this is; None when that has to be found out, or it is nobody's."""
         if self._file is not None and not self._file.fresh:
             return None
-        principal = self._configured.with_digest(known.configured)
+        principal = self._configured.again(known.configured)
         if principal is None and self._issued is not None and known.issued is not None:
             principal = self._issued.at_hand(known.issued)
         return principal

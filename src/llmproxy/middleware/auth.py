@@ -40,11 +40,12 @@ class AuthMiddleware:
 
         ctx, exchange = get_context(scope), watched(scope)
         notes = exchange.notes(scope["headers"]) if exchange is not None else None
-        known = notes.get(self) if notes is not None else None
+        known = notes.get(self) if notes else None
         principal = self.authenticator.again(known, ctx.client) if known is not None else None
         if principal is None:
             return self._ask(ctx, notes, scope, receive, send)
-        return self._go_on(ctx, principal, scope, receive, send)
+        self._let_in(ctx, principal)
+        return self.app(scope, receive, send)
 
     async def _ask(
         self,
@@ -58,21 +59,14 @@ class AuthMiddleware:
         principal = await self.authenticator.authenticate(call)
         if notes is not None:
             notes[self] = self.authenticator.known(call)
-        await self._go_on(ctx, principal, scope, receive, send)
+        self._let_in(ctx, principal)
+        await self.app(scope, receive, send)
 
-    def _go_on(
-        self,
-        ctx: RequestContext,
-        principal: Principal,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> Awaitable[None]:
+    def _let_in(self, ctx: RequestContext, principal: Principal) -> None:
         endpoint = present(ctx.endpoint, "endpoint")
         if endpoint.management or principal.routes:
             check_route(principal, endpoint, present(ctx.path, "path"))
         ctx.principal = principal
-        return self.app(scope, receive, send)
 
 
 class PermissionMiddleware:

@@ -3,7 +3,7 @@
 Stands outermost, so that what it counts is what the client was sent.
 
 Reads:  attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
-        inference, limit_headers, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
+        inference, limit_lines, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
         tap, upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
@@ -11,12 +11,12 @@ Raises: (nothing)
 
 import os
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from llmproxy import clock
 from llmproxy.context import SCOPE_KEY, RequestContext
 from llmproxy.errors import ClientGone, Outcome
+from llmproxy.headers import of_lines
 from llmproxy.logs import AccessLog
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.trust import TrustedProxies
@@ -26,6 +26,12 @@ from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Write
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PATH_LENGTH = 256  # characters of a path that a log line shows
 _NAMES = 256  # that are drawn at once: a call of the kernel for each costs more than the rest
+
+LIMIT_HEADERS = frozenset(
+    b"x-ratelimit-%b-%b" % (what, unit)
+    for what in (b"limit", b"remaining", b"reset")
+    for unit in (b"requests", b"tokens")
+)
 
 _names: list[str] = []
 if hasattr(os, "register_at_fork"):
@@ -175,7 +181,8 @@ class Sent:
             ctx.status = message["status"]
             if ctx.tap is not None:
                 ctx.tap.begin(message["status"], message.get("headers", []))
-            message = {**message, "headers": with_own(ctx, message.get("headers", ()))}
+            headers = others(ctx, message.get("headers", ()))
+            message = {**message, "headers": [*headers, *of_lines(own_lines(ctx))]}
         await self._send(message)
 
 
@@ -192,12 +199,12 @@ class Written(Sent, Writer):
     def takes_whole(self, status: int) -> bool:
         return self._writer.takes_whole(status)
 
-    def begin(self, status: int, headers: list[Header]) -> None:
+    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
         ctx = self.ctx
         ctx.status = status
         if ctx.tap is not None:
             ctx.tap.begin(status, headers)
-        self._writer.begin(status, with_own(ctx, headers))
+        self._writer.begin(status, others(ctx, headers), lines + own_lines(ctx))
 
     def end(self, body: bytes) -> bool:
         ctx = self.ctx
@@ -246,16 +253,21 @@ def milliseconds(seconds: float) -> float:
     return round(seconds * 1e6) / 1000  # to whole numbers: four times as fast as to digits
 
 
-def with_own(ctx: RequestContext, headers: Iterable[Header]) -> list[Header]:
-    """Return the headers of an answer and what every answer carries."""
-    own = [*ctx.limit_headers, (b"x-request-id", ctx.request_id.encode())]
-    if ctx.upstream is not None:
-        own.append((b"x-llmproxy-upstream", ctx.upstream.encode()))
-        own.append((b"x-llmproxy-attempts", b"%d" % ctx.attempts))
-    if ctx.limit_headers:  # ours, and not those of a cloud that has limits too
-        names = dict(own)
-        headers = [header for header in headers if header[0] not in names]
-    return [*headers, *own]
+def own_lines(ctx: RequestContext) -> bytes:
+    """Return what every answer carries, as lines of its head."""
+    if ctx.upstream is None:
+        return b"%bx-request-id: %b\r\n" % (ctx.limit_lines, ctx.request_id.encode())
+    return (
+        b"%bx-request-id: %b\r\nx-llmproxy-upstream: %b\r\nx-llmproxy-attempts: %d\r\n"
+        % (ctx.limit_lines, ctx.request_id.encode(), ctx.upstream.encode(), ctx.attempts)
+    )
+
+
+def others(ctx: RequestContext, headers: list[Header]) -> list[Header]:
+    """Return the headers of an answer without the limits of a cloud, where we tell of our own."""
+    if not ctx.limit_lines:
+        return headers
+    return [header for header in headers if header[0] not in LIMIT_HEADERS]
 
 
 def outcome_of(ctx: RequestContext, stopped: bool) -> Outcome:

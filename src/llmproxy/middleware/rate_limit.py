@@ -3,7 +3,7 @@
 Reserves before anything is asked for, and settles once, whatever becomes of the request.
 
 Reads:  attempts, client, endpoint, inference, principal, status, tap
-Writes: limit_headers
+Writes: limit_lines
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
 
@@ -11,9 +11,9 @@ import asyncio
 
 from llmproxy.cleanup import finish
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import ClientGone, present
+from llmproxy.errors import ClientGone, missing
 from llmproxy.rate_limit.limiter import Limiter
-from llmproxy.rate_limit.reservation import Reservation
+from llmproxy.rate_limit.reservation import Reservation, Ticket
 from llmproxy.records import Usage
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,40 +33,43 @@ class RateLimitMiddleware:
             return
 
         ctx, limiter = get_context(scope), self.limiter
-        endpoint = present(ctx.endpoint, "endpoint")
-        asked = present(ctx.inference, "inference")
-        if limiter.at_once is not None:
-            reservation = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
-        else:
-            reservation = await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
+        endpoint, asked = ctx.endpoint, ctx.inference
+        if endpoint is None or asked is None:
+            raise missing("endpoint" if endpoint is None else "inference")
+        at_once = limiter.at_once is not None
+        reservation = (
+            limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
+            if at_once
+            else await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
+        )
+        ctx.limit_lines = reservation.head_lines
         left = False
         try:
-            ctx.limit_headers = reservation.headers
-            if reservation.cut:
+            if reservation.cut and isinstance(reservation, Reservation):
                 send = self._asking(ctx, reservation, send)
             await self.app(scope, receive, send)
         except (asyncio.CancelledError, ClientGone):
             left = True
             raise
         finally:
-            if reservation.amounts:
-                usage, counted, complete = None, 0, False
+            plan = reservation.plan
+            if plan.lines:
+                usage = None
                 try:
-                    if reservation.plan.counts:
+                    if plan.counts:
                         usage = self._usage(ctx, reservation, left)
-                        if ctx.tap is not None:
-                            counted, complete = ctx.tap.tokens_so_far, ctx.tap.finished
                 finally:  # whatever an answer has in it: what is held must be given back
-                    if limiter.at_once is not None:
+                    if at_once:
                         # Nothing in it waits, so nothing can interrupt it.
-                        limiter.settle_now(reservation, usage, counted=counted, complete=complete)
+                        limiter.settle_now(reservation, usage, ctx.tap)
                     else:
-                        settled = limiter.settle(
-                            reservation, usage, counted=counted, complete=complete
-                        )
+                        assert isinstance(reservation, Reservation)
+                        settled = limiter.settle(reservation, usage, ctx.tap)
                         await finish(settled, within=SETTLE_WITHIN)
 
-    def _usage(self, ctx: RequestContext, reservation: Reservation, left: bool) -> Usage | None:
+    def _usage(
+        self, ctx: RequestContext, reservation: Reservation | Ticket, left: bool
+    ) -> Usage | None:
         """Return what is charged; None when nobody has counted and the estimate has to do."""
         policy = self.limiter.charge_cancelled if left else "counted"
         if ctx.status is None:

@@ -1,6 +1,6 @@
 """Send each request where it can be answered, and elsewhere when that fails.
 
-Reads:  body, endpoint, fields, inference, limit_headers, path, principal, started_at
+Reads:  body, endpoint, fields, inference, limit_lines, path, principal, started_at
 Writes: (nothing)
 Raises: ModelNotFound
 """
@@ -88,7 +88,7 @@ def facts_of(ctx: RequestContext) -> Facts:
         model=asked.model,
         prompt_bytes=asked.prompt_bytes,
         body=ctx.body if isinstance(ctx.body, bytes) else b"",
-        over_budget=BUDGET_REACHED in ctx.limit_headers,
+        over_budget=BUDGET_REACHED in ctx.limit_lines,
     )
 
 

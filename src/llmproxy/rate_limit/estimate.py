@@ -9,7 +9,7 @@ Rule 3: a model server is believed as far as what it says is possible; beyond th
 """
 
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 
@@ -26,6 +26,18 @@ _WEIGHT = 1 / 8  # of the newest answer: old habits are forgotten after some twe
 WRITING = frozenset({"chat", "completions", "responses", "messages"})
 MAKING = frozenset({"images", "audio"})  # what comes out is not text, and seldom counted
 READING = MAKING | {"embeddings", "rerank", "score"}
+
+
+class Seen(Protocol):
+    """What was seen of an answer."""
+
+    @property
+    def tokens_so_far(self) -> int:
+        """Tokens of output that were counted."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its own end."""
 
 
 class Estimate(NamedTuple):
@@ -47,12 +59,13 @@ class Estimate(NamedTuple):
         """Return the cost of a prompt that was read, and of nothing that was written."""
         return Usage(prompt=int(self.prompt), estimated=True)
 
-    def believed(self, usage: Usage, counted: int = 0) -> Usage:
-        """Return what is charged of a usage that was reported; `counted` tokens were seen."""
+    def believed(self, usage: Usage, seen: Seen | None = None) -> Usage:
+        """Return what is charged of a usage that was reported."""
         prompt, completion = usage.prompt, usage.completion
         possible = 0 <= prompt <= LONGEST_PROMPT or 0 <= prompt <= self.prompt_bytes
         if possible and 0 <= completion <= self.longest:
             return usage
+        counted = seen.tokens_so_far if seen is not None else 0
         prompt = max(prompt, 0) if possible or prompt < 0 else int(self.prompt)
         if completion > self.longest:
             # A limit that the model server did not keep is no reason to give tokens away.
@@ -84,26 +97,27 @@ class Estimator:
 
     def estimate(self, who: str, endpoint: Endpoint, asked: InferenceRequest) -> Estimate:
         """Return what a request will most likely take."""
-        size = _count(asked.prompt_bytes)
-        name = endpoint.name
+        name, size = endpoint.name, asked.prompt_bytes
         # Of an engine's own paths nobody says which of them write: those that are given a body.
         if name not in WRITING and (name != "native" or not size):
             if name not in READING:
                 return NOTHING
             most = LONGEST_OUTPUT if name in MAKING else 0
             return Estimate(-(-size // USUAL), -(-size // DENSE), 0, most, False, size)
-        choices = 1 if asked.choices == 1 else _count(asked.choices) or 1
-        said: object = asked.max_tokens  # of a type that the caller has chosen
-        limit = _count(said) if said is not None else 0
-        if limit >= 1 and type(said) is int:
-            output: float = min(limit * choices, MOST)
+        # Of whatever type the caller has chosen.
+        choices: object = asked.choices
+        said: object = asked.max_tokens
+        count = 1 if choices == 1 else _count(choices) or 1
+        if type(said) is int and said > 0:
+            output: float = said if count == 1 and said <= MOST else min(said * count, MOST)
             return _new(
                 Estimate, (-(-size // USUAL), -(-size // DENSE), output, output, True, size)
             )
         # Not a number that every engine reads alike: the larger of the two is reserved.
+        limit = _count(said)
         usual = self.usual(who, asked.model)
-        output = (usual if usual > limit else limit) * choices
-        longest: float = LONGEST_OUTPUT * choices
+        output = (usual if usual > limit else limit) * count
+        longest: float = LONGEST_OUTPUT * count
         if output > longest or longest > MOST:
             output, longest = min(output, MOST), min(max(output, longest), MOST)
         return Estimate(-(-size // USUAL), -(-size // DENSE), output, longest, False, size)

@@ -15,11 +15,11 @@ from typing import Literal, Protocol
 
 from llmproxy import clock
 from llmproxy.errors import StoreUnavailable
-from llmproxy.rate_limit.estimate import NOTHING, Estimator
-from llmproxy.rate_limit.openai_headers import BUDGET_REACHED
-from llmproxy.rate_limit.plans import Line, Plans
+from llmproxy.rate_limit.estimate import NOTHING, Estimator, Seen
+from llmproxy.rate_limit.openai_headers import BUDGET_REACHED, filled_in
+from llmproxy.rate_limit.plans import Line, Plan, Plans
 from llmproxy.rate_limit.refusals import cut_short, refusal, standing
-from llmproxy.rate_limit.reservation import Price, Reservation, Wanted
+from llmproxy.rate_limit.reservation import Price, Reservation, Ticket, Wanted
 from llmproxy.rate_limit.unsettled import Settled, Unsettled
 from llmproxy.records import Budget, Endpoint, InferenceRequest, Limit, Principal, Usage
 from llmproxy.store.interface import Grant, Immediate, Meters, Reading, Unavailable
@@ -30,6 +30,8 @@ AT_A_TIME = 500  # of these in one call
 AWAY = 5  # seconds after which to ask again: within as many the store is found when it is back
 MOST_WARNINGS = 1000  # soft budgets that have been warned of
 MOST_UNPRICED = 100  # models that are warned of: callers may ask for any name
+
+_new = tuple.__new__  # 0.2 us faster than a call of the class
 
 ChargeCancelled = Literal["counted", "reported", "none"]
 
@@ -95,7 +97,7 @@ class Limiter:
         self.at_once = at_once
         self._store = store
         self._local = local
-        self._plans = Plans(limits, budgets, workers=workers)
+        self._plans = Plans(limits, budgets, workers=workers, at_once=at_once)
         self._prices = prices
         self._closed = store_down == "closed"
         self._counters: Counters = counters or NobodyCounts()
@@ -114,8 +116,9 @@ class Limiter:
         asked: InferenceRequest,
     ) -> Reservation:
         """Let a request in; raise `RateLimited`, `QuotaSpent` or `StoreUnavailable`."""
-        reservation = self._asked_for(principal, address, endpoint, asked)
-        if not reservation.plan.lines:
+        plan = self._plans.find(principal, address, asked.model)[endpoint.name == "models"]
+        reservation = self._asked_for(plan, endpoint, asked)
+        if not plan.lines:
             return reservation
         wanted = reservation.wanted()
         try:
@@ -135,11 +138,23 @@ class Limiter:
         address: str | None,
         endpoint: Endpoint,
         asked: InferenceRequest,
-    ) -> Reservation:
+    ) -> Reservation | Ticket:
         """Do what `reserve` does, where the store answers at once."""
+        plan = self._plans.find(principal, address, asked.model)[endpoint.name == "models"]
+        bundle = plan.bundle
+        if bundle is not None:
+            estimate = NOTHING
+            if plan.counts:
+                estimate = self._estimator.estimate(plan.subject, endpoint, asked)
+            tokens = estimate.prompt + estimate.output
+            # Who asks for more than a limit, or meets one that is reached, goes the long way.
+            if bundle.take(tokens):
+                told = plan.told or plan.strictest()
+                head_lines = filled_in(plan.form, told) if told else b""
+                return _new(Ticket, (plan, asked, estimate, tokens, head_lines, False))
         assert self.at_once is not None
-        reservation = self._asked_for(principal, address, endpoint, asked)
-        if reservation.plan.lines:
+        reservation = self._asked_for(plan, endpoint, asked)
+        if plan.lines:
             wanted = reservation.wanted()
             self._let_in(reservation, wanted, self.at_once.take_now(wanted))
         return reservation
@@ -175,18 +190,15 @@ class Limiter:
         self,
         reservation: Reservation,
         usage: Usage | None,
-        *,
-        counted: int = 0,
-        complete: bool = False,
+        seen: Seen | None = None,
     ) -> None:
         """Write down what a request really took; None = nobody knows, so what was reserved.
 
-        `counted` tokens of output were seen to pass. From a `complete` answer is learnt how
-        long answers are.
+        From an answer that was `seen` to its end is learnt how long answers are.
         """
         if reservation.settled:
             return
-        taken = self._taken(reservation, usage, counted, complete)
+        taken = self._taken(reservation, usage, seen)
         if not reservation.local and not reservation.extra:
             if taken:
                 await self._settle(taken, reservation.owner)
@@ -199,17 +211,24 @@ class Limiter:
 
     def settle_now(
         self,
-        reservation: Reservation,
+        reservation: Reservation | Ticket,
         usage: Usage | None,
-        *,
-        counted: int = 0,
-        complete: bool = False,
+        seen: Seen | None = None,
     ) -> None:
-        """Do what `settle` does, where the store answers at once."""
+        """Do what `settle` does, where the store answers at once. A ticket is settled once."""
+        if type(reservation) is Ticket:
+            actual, bundle = reservation.tokens, reservation.plan.bundle
+            assert bundle is not None
+            if usage is not None and reservation.plan.counts:
+                usage = self._believed(reservation, usage, seen)
+                actual = float(usage.prompt + usage.completion)
+            bundle.settle(reservation.tokens, actual)
+            return
+        assert isinstance(reservation, Reservation)
         assert self.at_once is not None
         if reservation.settled:
             return
-        taken = self._taken(reservation, usage, counted, complete)
+        taken = self._taken(reservation, usage, seen)
         if reservation.extra:
             for owner, entries in _parts(reservation, taken).items():
                 self.at_once.settle_now(entries, owner)
@@ -236,16 +255,8 @@ class Limiter:
         if len(self._unsettled):
             self._drop(len(self._unsettled))
 
-    def _asked_for(
-        self,
-        principal: Principal | None,
-        address: str | None,
-        endpoint: Endpoint,
-        asked: InferenceRequest,
-    ) -> Reservation:
-        """Return what a request meets, and how much of it."""
-        whole, requests_only = self._plans.find(principal, address, asked.model)
-        plan = requests_only if endpoint.name == "models" else whole
+    def _asked_for(self, plan: Plan, endpoint: Endpoint, asked: InferenceRequest) -> Reservation:
+        """Return how much a request takes of what it meets."""
         estimate = NOTHING
         if plan.counts:
             estimate = self._estimator.estimate(plan.subject, endpoint, asked)
@@ -260,20 +271,18 @@ class Limiter:
             raise error
         reservation.amounts = wanted
         reservation.owner = grant.owner
-        reservation.headers = standing(plan, grant.readings)
+        reservation.head_lines = standing(plan, grant.readings)
         if plan.soft:
             self._warn_of_budgets(reservation, grant.readings)
 
     def _taken(
-        self, reservation: Reservation, usage: Usage | None, counted: int, complete: bool
+        self, reservation: Reservation, usage: Usage | None, seen: Seen | None
     ) -> list[Settled]:
         """Return what a request has really taken, meter by meter; to be asked once."""
         reservation.settled = True
         plan, cost = reservation.plan, 0.0
         if plan.counts and usage is not None:
-            usage = reservation.estimate.believed(usage, counted)
-            if complete and usage.completion:
-                self._estimator.learn(plan.subject, reservation.asked, usage.completion)
+            usage = self._believed(reservation, usage, seen)
             if reservation.price is not None:
                 cost = reservation.price.cost(usage)
         local = reservation.local
@@ -293,6 +302,15 @@ class Limiter:
             if local and actual:
                 self._keep((line.meter, 0.0, actual), owner="")
         return taken
+
+    def _believed(self, held: Reservation | Ticket, usage: Usage, seen: Seen | None) -> Usage:
+        """Return what is charged of a usage, and learn from it what is usual."""
+        estimate = held.estimate
+        usage = estimate.believed(usage, seen)
+        # How long an answer is that the caller has limited tells nothing of those it has not.
+        if not estimate.stated and usage.completion and seen is not None and seen.finished:
+            self._estimator.learn(held.plan.subject, held.asked, usage.completion)
+        return usage
 
     async def _take_here(self, reservation: Reservation, wanted: Wanted) -> tuple[Wanted, Grant]:
         if not self._away:
@@ -371,8 +389,8 @@ class Limiter:
             line, reading = reservation.plan.lines[place], readings[place]
             if reading.left + reservation.amounts[place][1] > 0:
                 continue  # not spent before this request
-            if BUDGET_REACHED not in reservation.headers:
-                reservation.headers = (*reservation.headers, BUDGET_REACHED)
+            if BUDGET_REACHED not in reservation.head_lines:
+                reservation.head_lines += BUDGET_REACHED
             self._counters.soft_budget_reached(line.text)
             if self._may_warn(line.meter.name, reading.resets_in):
                 subject = reservation.plan.subject

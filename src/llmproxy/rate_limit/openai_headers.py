@@ -5,33 +5,58 @@
 up, so that whoever waits for exactly as long is let in; what remains is rounded down.
 """
 
+from collections.abc import Iterable, Sequence
 from math import ceil
+from typing import Protocol
 
 from llmproxy.types import Header
 
-BUDGET_REACHED: Header = (b"x-llmproxy-budget", b"soft-limit-reached")
+BUDGET_REACHED = b"x-llmproxy-budget: soft-limit-reached\r\n"  # a line of a head
 DO_NOT_RETRY: Header = (b"x-should-retry", b"false")
 LONGEST = 31 * 86_400  # seconds that a caller is told to wait at most: a month's budget
 
 _NAMES = {"req": b"requests", "tok": b"tokens"}
+_LINES = (
+    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+)
+_MILLISECONDS = [b"0s", *(b"%dms" % count for count in range(1, 1000))]
 
 
-class Shown:
-    """One limit in headers: what never changes of them is put together once."""
+class Standing(Protocol):
+    """How one limit stands."""
 
-    __slots__ = ("_limit", "_remaining", "_reset")
+    @property
+    def limit(self) -> float:
+        """All of it."""
 
-    def __init__(self, unit: str, limit: float) -> None:
-        name = _NAMES[unit]
-        self._limit = b"x-ratelimit-limit-" + name, b"%d" % limit
-        self._remaining = b"x-ratelimit-remaining-" + name
-        self._reset = b"x-ratelimit-reset-" + name
+    @property
+    def left(self) -> float:
+        """What can still be had."""
 
-    def headers(self, left: float, resets_in: float) -> tuple[Header, Header, Header]:
-        """Return the limit, what remains of it, and when all of it can be had again."""
+    @property
+    def resets_in(self) -> float:
+        """Seconds until all of it can be had again."""
+
+
+def form(units: Sequence[str]) -> bytes:
+    """Return the lines of a head that tell of one limit of each unit, but for the numbers."""
+    return b"".join([_LINES % (name, name, name) for name in map(_NAMES.__getitem__, units)])
+
+
+def filled_in(form: bytes, told: Iterable[Standing]) -> bytes:
+    """Return these lines with the numbers in them, those of one limit after those of the other."""
+    numbers: list[float | bytes] = []
+    for each in told:
+        left, resets_in = each.left, each.resets_in
         # A float that was counted down may be a hair short of the whole number it stands for.
-        remaining = b"%d" % (left + 1e-6) if left > 0 else b"0"
-        return self._limit, (self._remaining, remaining), (self._reset, duration(resets_in))
+        numbers += (
+            each.limit,
+            left + 1e-6 if left > 0.0 else 0.0,
+            _MILLISECONDS[int(resets_in * 1000 + 0.999999)]
+            if resets_in < 0.999
+            else duration(resets_in),
+        )
+    return form % tuple(numbers)
 
 
 def duration(seconds: float) -> bytes:
@@ -40,7 +65,7 @@ def duration(seconds: float) -> bytes:
         return b"0s"
     milliseconds = int(seconds * 1000 + 0.999999)
     if milliseconds < 1000:
-        return b"%dms" % (milliseconds or 1)
+        return _MILLISECONDS[milliseconds]
     whole, rest = divmod(milliseconds, 1000)
     fraction = (b".%03d" % rest).rstrip(b"0") if rest else b""
     if whole < 60:

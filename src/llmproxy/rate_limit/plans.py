@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from llmproxy.rate_limit.budgets import budget_text
 from llmproxy.rate_limit.limits import address_subject, limit_text
-from llmproxy.rate_limit.openai_headers import Shown
+from llmproxy.rate_limit.openai_headers import form
 from llmproxy.records import Budget, Limit, Principal
-from llmproxy.store.interface import Kind, Meter, meter_name
+from llmproxy.store.bundle import BundledRate
+from llmproxy.store.interface import Immediate, Kind, Meter, meter_name
 
 T = TypeVar("T", Limit, Budget)
 
@@ -36,19 +37,22 @@ class Line:
     kind: str  # limit; hard, soft or cut for a budget
     text: str  # as it is configured
     fixed: float  # what every request takes of it; 0 = that depends on its tokens
-    shown: Shown | None  # how an answer tells of it
 
 
 class Plan:
     """All lines of one caller. What can be known before a request comes is worked out here."""
 
     __slots__ = (
-        "costs", "counts", "cut", "fixed", "hard", "lines", "principal", "shown", "soft",
-        "subject",
+        "_rates", "bundle", "costs", "counts", "cut", "fixed", "form", "hard", "lines",
+        "principal", "shown", "soft", "subject", "told",
     )  # fmt: skip
 
     def __init__(
-        self, lines: tuple[Line, ...], subject: str, principal: Principal | None = None
+        self,
+        lines: tuple[Line, ...],
+        subject: str,
+        principal: Principal | None = None,
+        at_once: Immediate | None = None,
     ) -> None:
         self.lines = lines
         self.subject = subject  # what is learnt is kept under it
@@ -58,14 +62,29 @@ class Plan:
         self.hard = any(line.kind in ("hard", "cut") for line in lines)
         self.cut = any(line.kind == "cut" for line in lines)
         self.soft = tuple(place for place, line in enumerate(lines) if line.kind == "soft")
-        units = (_places(lines, "req"), _places(lines, "tok"))
-        self.shown = tuple(places for places in units if places)  # an answer tells of one of each
+        units = {unit: _places(lines, unit) for unit in ("req", "tok")}
+        # An answer tells of one limit of each.
+        self.shown = tuple(places for places in units.values() if places)
+        self.form = form([unit for unit, places in units.items() if places])
         self.fixed = tuple((line.meter, line.fixed) for line in lines)
+        # Where nothing but limits is met, and all of it is counted here.
+        limits_only = lines and all(line.kind == "limit" for line in lines)
+        self.bundle = at_once.bundle(self.fixed) if limits_only and at_once is not None else None
+        rates = self.bundle.rates if self.bundle is not None else {}
+        self._rates = [[rates[place] for place in places] for places in self.shown if rates]
+        # What an answer tells of when the bundle has let a request in, where that is always the
+        # same.
+        alone = all(len(each) == 1 for each in self._rates)
+        self.told = [each[0] for each in self._rates] if alone else []
 
-    def only_requests(self) -> "Plan":
+    def strictest(self) -> list[BundledRate]:
+        """Return of each unit the rate that has least left in the bundle."""
+        return [min(each, key=lambda rate: rate.left) for each in self._rates]
+
+    def only_requests(self, at_once: Immediate | None) -> "Plan":
         """Return the part that a request without any model meets."""
         lines = tuple(line for line in self.lines if line.fixed)
-        return Plan(lines, self.subject, self.principal)
+        return Plan(lines, self.subject, self.principal, at_once)
 
 
 class Plans:
@@ -78,7 +97,9 @@ class Plans:
         *,
         workers: int,
         most: int = MOST_PLANS,
+        at_once: Immediate | None = None,
     ) -> None:
+        self._at_once = at_once
         self._limits = limits
         self._budgets = budgets
         self._workers = workers
@@ -107,7 +128,7 @@ class Plans:
             if found is not None:
                 return found
         whole = self._made(principal, address, model)
-        found = whole, whole.only_requests()
+        found = whole, whole.only_requests(self._at_once)
         if len(self._ready) >= self._most:
             del self._ready[next(iter(self._ready))]
         if model is None or len(model) <= LONGEST_SUBJECT:
@@ -144,7 +165,7 @@ class Plans:
             if subject is not None:
                 line = self._budget_line(budget, subject)
                 lines.setdefault(line.meter.name, line)
-        return Plan(tuple(lines.values()), meter_name(*who), principal)
+        return Plan(tuple(lines.values()), meter_name(*who), principal, self._at_once)
 
     def _limit_line(self, limit: Limit, subject: tuple[str, ...]) -> Line:
         # The amount is no part of the name: whoever changes it does not begin anew.
@@ -159,7 +180,6 @@ class Plans:
             kind="limit",
             text=limit_text(limit),
             fixed=0.0 if limit.unit == "tok" else 1.0,
-            shown=None if held else Shown(limit.unit, limit.amount),
         )
 
     def _budget_line(self, budget: Budget, subject: tuple[str, ...]) -> Line:
@@ -174,7 +194,6 @@ class Plans:
             kind=budget.kind,
             text=budget_text(budget),
             fixed=0.0,
-            shown=None,
         )
 
 

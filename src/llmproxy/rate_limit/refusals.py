@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 from llmproxy.errors import QuotaSpent, RateLimited
-from llmproxy.rate_limit.openai_headers import DO_NOT_RETRY, retry_headers
+from llmproxy.headers import of_lines
+from llmproxy.rate_limit.openai_headers import DO_NOT_RETRY, filled_in, retry_headers
 from llmproxy.rate_limit.plans import Line, Plan
 from llmproxy.rate_limit.reservation import Wanted
 from llmproxy.store.interface import Reading
@@ -13,17 +15,22 @@ from llmproxy.types import Header
 SOON = 1.0  # seconds; when somebody else will be done, nobody knows
 
 
-def standing(plan: Plan, readings: Sequence[Reading]) -> tuple[Header, ...]:
-    """Return the headers that show the strictest limit of each unit: the one with least left."""
-    headers: tuple[Header, ...] = ()
+class Told(NamedTuple):
+    """One limit, as an answer tells of it."""
+
+    limit: float
+    left: float
+    resets_in: float
+
+
+def standing(plan: Plan, readings: Sequence[Reading]) -> bytes:
+    """Return the lines that show the strictest limit of each unit: the one with least left."""
+    told = []
     for places in plan.shown:
-        place = places[0]
-        if len(places) > 1:
-            place = min(places, key=lambda place: readings[place].left)
-        reading, shown = readings[place], plan.lines[place].shown
-        assert shown is not None  # what is held at once is not among these places
-        headers += shown.headers(reading.left, reading.resets_in)
-    return headers
+        place = min(places, key=lambda place: readings[place].left)
+        left, resets_in, _ = readings[place]
+        told.append(Told(plan.lines[place].meter.limit, left, resets_in))
+    return filled_in(plan.form, told)
 
 
 def refusal(
@@ -34,10 +41,10 @@ def refusal(
     if budgets:
         place = max(budgets, key=lambda place: readings[place].resets_in)
         line, reading = plan.lines[place], readings[place]
-        return line.text, _quota_spent(line, reading, standing(plan, readings))
+        return line.text, _quota_spent(line, reading, of_lines(standing(plan, readings)))
     place = max(refused, key=lambda place: _wait(plan.lines[place], readings[place]))
     line, reading = plan.lines[place], readings[place]
-    return line.text, _limited(line, wanted[place][1], reading, standing(plan, readings))
+    return line.text, _limited(line, wanted[place][1], reading, of_lines(standing(plan, readings)))
 
 
 def cut_short(text: str) -> QuotaSpent:
@@ -47,7 +54,7 @@ def cut_short(text: str) -> QuotaSpent:
     )
 
 
-def _quota_spent(line: Line, reading: Reading, shown: tuple[Header, ...]) -> QuotaSpent:
+def _quota_spent(line: Line, reading: Reading, shown: list[Header]) -> QuotaSpent:
     if reading.left > 0:
         detail = f"The budget of {line.text} has less left than this request may take."
     else:
@@ -57,7 +64,7 @@ def _quota_spent(line: Line, reading: Reading, shown: tuple[Header, ...]) -> Quo
     return QuotaSpent(detail, headers=headers)
 
 
-def _limited(line: Line, amount: float, reading: Reading, shown: tuple[Header, ...]) -> RateLimited:
+def _limited(line: Line, amount: float, reading: Reading, shown: list[Header]) -> RateLimited:
     wait = _wait(line, reading)
     if wait == inf:
         detail = (

@@ -1,13 +1,12 @@
 """What one request has been let in with, and how much it asks for."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmproxy.rate_limit.estimate import Estimate
 from llmproxy.rate_limit.plans import Line, Plan
 from llmproxy.records import InferenceRequest, Usage
 from llmproxy.store.interface import Meter
-from llmproxy.types import Header
 
 Wanted = Sequence[tuple[Meter, float]]
 
@@ -26,7 +25,7 @@ class Reservation:
     """What is held for one request until it is settled."""
 
     __slots__ = (
-        "allowed", "amounts", "asked", "cut", "estimate", "extra", "headers", "local", "owner",
+        "allowed", "amounts", "asked", "cut", "estimate", "extra", "head_lines", "local", "owner",
         "plan", "price", "settled",
     )  # fmt: skip
 
@@ -40,7 +39,7 @@ class Reservation:
         self.amounts: Wanted = ()  # one per line of the plan
         self.owner = ""  # under whose lease it is held
         self.local = False  # this worker has let it in without the store
-        self.headers: tuple[Header, ...] = ()
+        self.head_lines = b""  # what the answer tells of the limits
         self.cut = plan.cut  # whether the limiter wants to be asked while the stream runs
         self.allowed = estimate.output  # tokens of output that are reserved so far
         self.extra: dict[tuple[str, str], tuple[Meter, float]] = {}  # reserved while it runs
@@ -78,3 +77,14 @@ class Reservation:
         # Nobody is turned away for ever by a guess, only by what was asked for.
         limit = line.meter.limit
         return full if full <= limit else max(limit, sure)
+
+
+class Ticket(NamedTuple):
+    """What is held for a request that meets nothing but limits, all of them counted here."""
+
+    plan: Plan
+    asked: InferenceRequest
+    estimate: Estimate
+    tokens: float
+    head_lines: bytes
+    cut: bool = False

@@ -179,10 +179,12 @@ class Exchange(Writer):
     def takes_whole(self, status: int) -> bool:
         return True
 
-    def begin(self, status: int, headers: list[Header]) -> None:
+    def begin(
+        self, status: int, headers: "tuple[Header, ...] | list[Header]", lines: bytes = b""
+    ) -> None:
         if self.started:
             raise BrokenAnswer("the answer was begun twice")
-        self._begin(status, headers)
+        self._begin(status, headers, lines)
         self.started = True
 
     def end(self, body: bytes) -> bool:
@@ -250,7 +252,9 @@ class Exchange(Writer):
 
     # Bytes
 
-    def _begin(self, status: int, headers: "tuple[Header, ...] | list[Header]") -> None:
+    def _begin(
+        self, status: int, headers: "tuple[Header, ...] | list[Header]", lines: bytes
+    ) -> None:
         kept: list[Header] = []
         counted: int | None = None
         for name, value in headers:
@@ -279,13 +283,13 @@ class Exchange(Writer):
         if not self.keep_alive:
             kept.append((b"connection", b"close"))
         first = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        lines = [b": ".join(header) for header in kept]
-        lines += (b"", b"")  # the end of the last line, and of the head
-        head = first + self._protocol.date() + b"\r\n".join(lines)
-        count = len(kept) + 3
-        if head.count(b"\r") != count or head.count(b"\n") != count or b"\0" in head:
+        fields = [b": ".join(header) for header in kept]
+        fields += (b"", b"")  # the end of the last line, and of the head
+        theirs = b"\r\n".join(fields)
+        count = len(kept) + 1
+        if theirs.count(b"\r") != count or theirs.count(b"\n") != count or b"\0" in theirs:
             raise BrokenAnswer("a header of the answer holds a control character")
-        self._head = head
+        self._head = b"%b%b%b%b" % (first, self._protocol.date(), lines, theirs)
 
     def _send_body(self, body: bytes, more: bool) -> None:
         if self._chunked:

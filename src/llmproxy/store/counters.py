@@ -17,8 +17,8 @@ from llmproxy.store.interface import Grant, Kind, Meter, Reading
 from llmproxy.store.windows import Calendar
 
 TINY = 1e-9  # what is less than this is nothing: sums of fractions do not come out at zero
-_ABOVE_ONE = 1 + TINY
-SLACK = 1e-6  # by which a rate may be exceeded: its level is the outcome of a division
+_ABOVE_ONE = 1 + TINY  # by which a rate may be exceeded, for the same reason
+SLACK = 1e-6  # and this, for its level is the outcome of a division
 # Looking a member up in its Enum costs as much as a sum.
 RATE, HELD, SPENT = Kind.RATE, Kind.HELD, Kind.SPENT
 _new = tuple.__new__  # 0.2 us faster than a call of the class
@@ -30,29 +30,33 @@ Taken = Sequence[tuple[Meter, float, float]]
 class Rate:
     """How full a bucket was, and when."""
 
-    __slots__ = ("at", "empty", "level")
+    __slots__ = ("at", "each", "level")
 
-    def __init__(self, level: float, at: float, empty: float) -> None:
+    def __init__(self, level: float, at: float, each: float) -> None:
         self.level = level
         self.at = at
-        self.empty = empty  # when it will have drained
+        self.each = each  # seconds that one of it takes to drain
+
+    @property
+    def empty(self) -> float:
+        """When it will have drained."""
+        return self.at + self.level * self.each if self.level > 0.0 else self.at
 
     def level_at(self, now: float, meter: Meter) -> float:
         """Return how full it is now."""
-        if self.level <= 0.0:
-            return 0.0
-        elapsed = now - self.at
-        if elapsed < 0.0:  # a clock that was set back: start again from here, do not wait for it
-            self.at = now
-            return self.level
-        level = self.level - elapsed * max(meter.limit, 0.0) / meter.period
-        return level if level > 0.0 else 0.0
+        drained = (now - self.at) * meter.pace if now >= self.at else self.restart(now)
+        return self.level - drained if self.level > drained else 0.0
+
+    def restart(self, now: float) -> float:
+        """Begin again where a clock was set back to, do not wait for it: nothing has drained."""
+        self.at = now
+        return 0.0
 
 
 class Account:
     """What is held by whom, and what is spent."""
 
-    __slots__ = ("begins", "ends", "held", "owners", "spent")
+    __slots__ = ("begins", "bundled", "ends", "held", "owners", "spent")
 
     def __init__(self, begins: float = 0.0, ends: float = inf) -> None:
         self.begins = begins
@@ -60,6 +64,7 @@ class Account:
         self.spent = 0.0
         self.held = 0.0
         self.owners: dict[str, float] = {}
+        self.bundled = 0  # of what is held, by whom nobody asks: it was taken in a bundle
 
     def hold(self, owner: str, amount: float) -> None:
         """Add to what an owner holds."""
@@ -76,7 +81,7 @@ class Account:
             self.held -= amount
         else:
             del self.owners[owner]
-            self.held = self.held - mine if self.owners else 0.0
+            self.held = self.held - mine if self.owners else float(self.bundled)
 
 
 class Counters:
@@ -87,6 +92,7 @@ class Counters:
         self.holds: OrderedDict[str, Account] = OrderedDict()
         self.budgets: OrderedDict[str, Account] = OrderedDict()
         self.created = 0  # since somebody last looked for what can be forgotten
+        self.forgotten = 0  # how many were: whoever keeps one must find it anew
         self._calendar = Calendar()
 
     def take(self, wanted: Wanted, owner: str, now: float, wall: float) -> Grant:
@@ -99,8 +105,13 @@ class Counters:
             kind, limit = meter.kind, meter.limit
             if kind is RATE:
                 state = rates.get(meter.name) or self._new_rate(meter, now)
-                used = state.level_at(now, meter)
-                fits = used + amount <= limit * _ABOVE_ONE + SLACK
+                used = state.level
+                if used:
+                    # As in `level_at`; to call it for each would be a third of the whole.
+                    used -= (now - state.at) * meter.pace if now >= state.at else state.restart(now)
+                    if used < 0.0:
+                        used = 0.0
+                fits = used + amount <= most(meter)
             elif kind is HELD:
                 state = holds.get(meter.name) or self._account(meter, wall)
                 used = state.held
@@ -117,16 +128,15 @@ class Counters:
             return Grant(False, self._refusals(wanted, found, refused, wall), owner, refused)
         readings = []
         for (meter, amount), (state, used) in zip(wanted, found, strict=True):
-            limit = meter.limit
             used += amount
             if type(state) is Rate:
-                resets = _drains_in(used, meter)
-                state.level, state.at, state.empty = used, now, now + resets
-                readings.append(_new(Reading, (limit - used, resets, 0.0)))
+                resets = used * meter.each if used else 0.0
+                state.level, state.at, state.each = used, now, meter.each
+                readings.append(_new(Reading, (meter.limit - used, resets, 0.0)))
             elif type(state) is Account:
                 state.hold(owner, amount)
                 if meter.kind is HELD:
-                    readings.append(_new(Reading, (limit - used, 0.0, 0.0)))
+                    readings.append(_new(Reading, (meter.limit - used, 0.0, 0.0)))
                 else:
                     readings.append(self._reading(meter, used, wall))
         return _new(Grant, (True, tuple(readings), owner, ()))
@@ -137,10 +147,10 @@ class Counters:
             kind = meter.kind
             if kind is RATE:
                 rate = self.rates.get(meter.name) or self._new_rate(meter, now)
-                level = rate.level_at(now, meter) + actual - amount
-                rate.level = level = level if level > 0.0 else 0.0
-                rate.at = now
-                rate.empty = now + _drains_in(level, meter)
+                drained = (now - rate.at) * meter.pace if now >= rate.at else rate.restart(now)
+                level = (rate.level - drained if rate.level > drained else 0.0) + actual - amount
+                rate.level = level if level > 0.0 else 0.0
+                rate.at, rate.each = now, meter.each
             elif kind is HELD:
                 account = self.holds.get(meter.name) or self._account(meter, wall)
                 account.give_back(owner, amount)
@@ -148,6 +158,14 @@ class Counters:
                 account = self._account(meter, wall)
                 account.give_back(owner, amount)
                 account.spent = max(0.0, account.spent + actual)
+
+    def rate(self, meter: Meter, now: float) -> Rate:
+        """Return what is counted of a rate, until something is forgotten."""
+        return self.rates.get(meter.name) or self._new_rate(meter, now)
+
+    def place(self, meter: Meter) -> Account:
+        """Return what is held of a meter, until something is forgotten."""
+        return self._account(meter, 0.0)
 
     def read(self, meters: Sequence[Meter], now: float, wall: float) -> tuple[Reading, ...]:
         """Tell how they stand."""
@@ -160,11 +178,19 @@ class Counters:
             name, rate = self.rates.popitem(last=False)
             if rate.empty > now:
                 self.rates[name] = rate
+            else:
+                self.forgotten += 1
         for accounts in (self.holds, self.budgets):
             for _ in range(min(look, len(accounts))):
                 name, account = accounts.popitem(last=False)
-                if account.owners or (account.spent > 0.0 and wall < account.ends):
+                if (
+                    account.owners
+                    or account.bundled
+                    or (account.spent > 0.0 and wall < account.ends)
+                ):
                     accounts[name] = account
+                else:
+                    self.forgotten += 1
 
     def _used(self, meter: Meter, now: float, wall: float) -> float:
         if meter.kind is RATE:
@@ -178,7 +204,7 @@ class Counters:
         return account.spent + account.held
 
     def _new_rate(self, meter: Meter, now: float) -> Rate:
-        rate = self.rates[meter.name] = Rate(0.0, now, now)
+        rate = self.rates[meter.name] = Rate(0.0, now, meter.each)
         self.created += 1
         return rate
 
@@ -228,8 +254,13 @@ class Counters:
         return tuple(readings)
 
 
+def most(meter: Meter) -> float:
+    """Return the level that a rate may come to."""
+    return meter.limit * _ABOVE_ONE + SLACK
+
+
 def _fits_in(wish: float, used: float, meter: Meter, reading: Reading) -> float:
-    if wish > (meter.limit * _ABOVE_ONE + SLACK if meter.kind is RATE else meter.limit):
+    if wish > (most(meter) if meter.kind is RATE else meter.limit):
         return inf
     if meter.kind is RATE:
         return _drains_in(used + wish - meter.limit, meter)
@@ -241,4 +272,4 @@ def _fits_in(wish: float, used: float, meter: Meter, reading: Reading) -> float:
 def _drains_in(level: float, meter: Meter) -> float:
     if level <= 0.0:
         return 0.0
-    return level * meter.period / meter.limit if meter.limit > 0.0 else inf
+    return level * meter.each

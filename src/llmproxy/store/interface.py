@@ -11,11 +11,15 @@ given back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmproxy.records import Window
+
+if TYPE_CHECKING:
+    from llmproxy.store.bundle import Bundle
 
 
 class Unavailable(Exception):
@@ -40,6 +44,15 @@ class Meter:
     period: float = 0.0  # seconds, for RATE
     window: Window = "total"  # for SPENT
     hard: bool = True  # False: is counted and never refuses
+    # What a RATE drains in a second, and how long one of it takes: asked for several times by
+    # every request.
+    pace: float = field(init=False, repr=False, compare=False, default=0.0)
+    each: float = field(init=False, repr=False, compare=False, default=inf)
+
+    def __post_init__(self) -> None:
+        if self.limit > 0.0 and self.period > 0.0:
+            object.__setattr__(self, "pace", self.limit / self.period)
+            object.__setattr__(self, "each", self.period / self.limit)
 
 
 class Reading(NamedTuple):  # made several times a request: half of what a frozen dataclass costs
@@ -96,6 +109,9 @@ class Immediate(Protocol):
 
     def settle_now(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
         """Do what `Meters.settle` does."""
+
+    def bundle(self, meters: Sequence[tuple[Meter, float]]) -> "Bundle":
+        """Look up meters that will always be asked together; see there."""
 
 
 class Records(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from secrets import token_hex
 
 from llmproxy import clock
+from llmproxy.store.bundle import Bundle
 from llmproxy.store.counters import Counters, Taken, Wanted
 from llmproxy.store.interface import Grant, Meter, Reading
 
@@ -58,6 +59,12 @@ class MemoryStore:
     def settle_now(self, taken: Taken, owner: str) -> None:
         """Put what it really was in the place of what was taken."""
         self._counters.settle(taken, owner, self._steady(), self._wall())
+
+    def bundle(self, meters: Sequence[tuple[Meter, float]]) -> Bundle:
+        """Look up meters that will always be asked together."""
+        if self._counters.created:
+            self._counters.forget(self._steady(), self._wall())
+        return Bundle(self._counters, meters, self._steady)
 
     async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:
         """Tell how they stand."""

@@ -22,7 +22,7 @@ class Meters:
         """Read what is known of a meter, once."""
         if meter.kind is Kind.RATE:
             if meter.name not in self._rates:
-                self._load_rate(meter.name)
+                self._load_rate(meter)
         elif (meter.kind.value, meter.name) not in self._held:
             self._load_account(meter)
 
@@ -53,13 +53,12 @@ class Meters:
             for name, account in accounts.items():
                 self._save_held(kind.value, name, account)
 
-    def _load_rate(self, name: str) -> None:
-        row = self._db.execute(
-            "SELECT level, at, empty FROM rates WHERE name = ?", (name,)
-        ).fetchone()
-        self._rates[name] = (row[0], row[1]) if row else (0.0, 0.0)
+    def _load_rate(self, meter: Meter) -> None:
+        name = meter.name
+        row = self._db.execute("SELECT level, at FROM rates WHERE name = ?", (name,)).fetchone()
+        self._rates[name] = row or (0.0, 0.0)
         if row:
-            self.counters.rates[name] = Rate(*row)
+            self.counters.rates[name] = Rate(row[0], row[1], meter.each)
 
     def _load_account(self, meter: Meter) -> None:
         kind, name = meter.kind.value, meter.name

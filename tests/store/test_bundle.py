@@ -1,0 +1,128 @@
+"""A bundle counts like `Counters`, of which it is the short way."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.store.bundle import Bundle
+from llmproxy.store.counters import Counters
+from llmproxy.store.interface import Kind, Meter
+
+OWNER = "this process"
+METERS = (
+    (Meter("requests a minute", Kind.RATE, 5, 60), 1.0),
+    (Meter("requests an hour", Kind.RATE, 12, 3600), 1.0),
+    (Meter("tokens", Kind.RATE, 100, 60), 0.0),
+    (Meter("more tokens", Kind.RATE, 1e6, 3600), 0.0),
+    (Meter("places", Kind.HELD, 3), 1.0),
+)
+SOME = st.lists(st.sampled_from(METERS), unique_by=lambda each: each[0].name, min_size=1)
+TOKENS = st.sampled_from([0.0, 1.0, 7.5, 40.0, 99.0])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), TOKENS),
+        st.tuples(st.just("settle"), TOKENS),
+        st.tuples(st.just("wait"), st.sampled_from([0.25, 3.0, 61.0, 7200.0])),
+        st.tuples(st.just("forget"), st.just(0.0)),
+    ),
+    max_size=40,
+)
+
+
+class Clock:
+    """A time that is set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(some=SOME, steps=STEPS)
+def test_a_bundle_counts_like_the_rest(
+    some: list[tuple[Meter, float]], steps: list[tuple[str, float]]
+) -> None:
+    """Whatever is taken, settled and forgotten in whatever order, both stand alike after it."""
+    clock, plain, beneath = Clock(), Counters(), Counters()
+    bundle = Bundle(beneath, some, clock)
+    held: list[float] = []
+    for what, amount in steps:
+        if what == "wait":
+            clock.now += amount
+        elif what == "forget":
+            beneath.created = 10
+            beneath.forget(clock.now, 0.0)
+        elif what == "take":
+            grant = plain.take(wanted(some, amount), OWNER, clock.now, 0.0)
+            assert bundle.take(amount) is grant.granted
+            if grant.granted:
+                held.append(amount)
+                for place, rate in bundle.rates.items():
+                    assert (rate.left, rate.resets_in) == near(grant.readings[place][:2])
+        elif held:
+            taken = held.pop()
+            bundle.settle(taken, amount)
+            plain.settle(
+                [
+                    (meter, fixed or taken, 0.0 if meter.kind is Kind.HELD else amount)
+                    for meter, fixed in some
+                    if not fixed or meter.kind is Kind.HELD
+                ],
+                OWNER,
+                clock.now,
+                0.0,
+            )
+        meters = [meter for meter, _ in some]
+        ours, theirs = (each.read(meters, clock.now, 0.0) for each in (beneath, plain))
+        for reading, expected in zip(ours, theirs, strict=True):
+            assert reading[:2] == near(expected[:2])
+
+
+def test_two_bundles_share_what_they_have_in_common() -> None:
+    """Also when it was forgotten in between, and one of them found it again before the other."""
+    clock, counters = Clock(), Counters()
+    one, other = (Bundle(counters, METERS[:1], clock) for _ in range(2))
+    assert one.take(0)
+    clock.now += 61
+    counters.created = 10
+    counters.forget(clock.now, 0.0)
+    assert counters.forgotten
+
+    assert [each.take(0) for each in (one, other, one, other, one, other)] == [True] * 5 + [False]
+
+
+def test_a_place_in_a_bundle_is_not_forgotten() -> None:
+    """As long as it is held, it counts for everybody."""
+    clock, counters = Clock(), Counters()
+    bundle = Bundle(counters, METERS[4:], clock)
+    assert all(bundle.take(0) for _ in range(3))
+    counters.created = 10
+    counters.forget(clock.now, 0.0)
+
+    assert not Bundle(counters, METERS[4:], clock).take(0)
+    assert not counters.take([(METERS[4][0], 1.0)], OWNER, clock.now, 0.0).granted
+
+
+def test_others_hold_places_of_the_same_meter() -> None:
+    """What is given back by one is not taken from the other."""
+    clock, counters = Clock(), Counters()
+    places, _ = METERS[4]
+    bundle = Bundle(counters, METERS[4:], clock)
+    assert bundle.take(0)
+    assert counters.take([(places, 1.0)], OWNER, clock.now, 0.0).granted
+    counters.settle([(places, 1.0, 0.0)], OWNER, clock.now, 0.0)
+    assert counters.read([places], clock.now, 0.0)[0].left == 2
+
+    bundle.settle(0, 0)
+    assert counters.read([places], clock.now, 0.0)[0].left == 3
+
+
+def near(numbers: tuple[float, ...]) -> Any:
+    """Return what is the same but for the last digits of a float."""
+    return pytest.approx(numbers, rel=1e-6, abs=1e-6)
+
+
+def wanted(some: list[tuple[Meter, float]], tokens: float) -> list[tuple[Meter, float]]:
+    return [(meter, fixed or tokens) for meter, fixed in some]
