@@ -139,6 +139,15 @@ def test_tokens_are_counted_by_model_and_kind() -> None:
     assert b"made up" not in told
 
 
+def test_tokens_are_those_of_the_model_that_answers() -> None:
+    """A name out of a fallback chain or behind an alias is no caller's invention."""
+    metrics = Metrics()
+    count(metrics)
+    metrics.tokens("small", Usage(30, 5), ours=True)
+
+    assert sample(metrics.render(), "llmproxy_tokens_total", model="small", kind="prompt") == 30
+
+
 def test_a_histogram_adds_up() -> None:
     """Each bucket holds all below it, the last holds all, and the sum is the sum."""
     metrics = Metrics()

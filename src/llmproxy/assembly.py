@@ -150,7 +150,10 @@ def assemble(
             local,
             limits=settings.limits,
             budgets=settings.budget,
-            prices=PriceList(settings.prices),
+            prices=PriceList(
+                settings.prices,
+                {alias.name: [model for model, _ in alias.targets] for alias in settings.aliases},
+            ),
             workers=settings.workers,
             store_down=settings.store_down,
             charge_cancelled=settings.charge_cancelled,
@@ -290,7 +293,7 @@ def _routing(engines: Engines, settings: Settings, metrics: Metrics) -> Part:
 def _price_of(prices: PriceList, model: str) -> float | None:
     """Return what a token in and a token out cost; None when nobody has said."""
     price = prices.price(model, clock.wall())
-    return price.prompt + price.completion if price is not None else None
+    return price.both if price is not None else None
 
 
 def _admission(settings: Settings, metrics: Metrics, place: int, registry: Registry) -> Part:

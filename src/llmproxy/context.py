@@ -105,6 +105,12 @@ class RequestContext:
     """Why the request was not completed."""
 
     @property
+    def answering_model(self) -> str | None:
+        """The model that was asked last, where somebody chose it: an alias or a fallback may be
+        another one than was asked for. None: the one of the request."""
+        return self.attempt.model if self.attempt is not None else None
+
+    @property
     def going_out(self) -> bytes | Upload | None:
         """The body as the server that is asked now gets it."""
         if self.attempt is not None and self.attempt.body is not None:

@@ -184,7 +184,7 @@ class Journey:
         server.inflight += 1
         try:
             asked = self._body(turn) if body is None else body
-            self.ctx.attempt = Attempt(server, asked, limit, asks_load)
+            self.ctx.attempt = Attempt(server, asked, limit, asks_load, turn.model)
             await self.ask(self.trial.send)
         except UpstreamError as failure:
             # It may be told at the end. The frames that it came through hold all of the request.

@@ -83,8 +83,14 @@ class Metrics:
         if gap is not None:
             _of(self._gap, server, GAP).add(gap)
 
-    def tokens(self, model: str | None, usage: Usage) -> None:
-        """Record what a request has used; after the request itself, which makes a model known."""
+    def tokens(self, model: str | None, usage: Usage, *, ours: bool = False) -> None:
+        """Record what a request has used of the model that has answered it.
+
+        After the request itself, which makes a model known. `ours`: no caller has named it, it
+        stands behind an alias or in a fallback chain.
+        """
+        if ours and model not in self._models:
+            self._learn(model)
         label, table = self._label(model), self._tokens
         table[label, "prompt"] += usage.prompt
         table[label, "completion"] += usage.completion

@@ -94,6 +94,16 @@ def test_names_of_models_may_hold_anything() -> None:
     assert found("a[bc]=1:2", "ab") is None
 
 
+def test_an_alias_costs_what_its_dearest_model_does() -> None:
+    """Nobody knows yet which one it will be; one of them may have the alias's own name."""
+    known = prices("small=1:1,large=1:9,fast=5:1").prices
+    listed = PriceList(known, {"fast": ("fast", "large", "unknown"), "none": ("unknown",)})
+
+    assert listed.price("fast", at("2026-06-01")) == listed.price("large", at("2026-06-01"))
+    assert listed.price("none", at("2026-06-01")) is None
+    assert listed.price("small", at("2026-06-01")) == known[0]
+
+
 def test_the_names_that_callers_invent_are_not_kept_for_ever() -> None:
     """A thousand and no more, and none that is long."""
     listed = prices("*=1:1")

@@ -157,7 +157,7 @@ async def test_without_a_count_the_reservation_is_charged() -> None:
     made = limiter()
     await through(made, answer)
 
-    assert await left(made) == [8, 9700]
+    assert await left(made) == [8, 9500]
 
 
 @both_stores

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.protocol.endpoints import CHAT, MODELS, OTHER, UNDERSTOOD
-from llmproxy.rate_limit.estimate import FIRST_GUESS, LONGEST_OUTPUT, Estimate, Estimator
+from llmproxy.rate_limit.estimate import (
+    FIRST_GUESS,
+    LONGEST_OUTPUT,
+    LONGEST_PROMPT,
+    Estimate,
+    Estimator,
+)
 from llmproxy.rate_limit.limits import MOST
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 
@@ -155,7 +161,7 @@ def test_no_report_is_believed_beyond_what_is_possible(
     made = estimate(max_tokens=limit)
     charged = made.believed(reported, Counted(counted))
 
-    assert 0 <= charged.prompt <= 131_072
+    assert 0 <= charged.prompt <= LONGEST_PROMPT
     assert 0 <= charged.completion <= max(made.longest, counted)
     assert charged.prompt <= max(reported.prompt, 0)
     assert charged.completion <= max(reported.completion, 0)
@@ -183,6 +189,7 @@ def test_the_truth_is_charged_where_the_guess_was_short() -> None:
 
     assert estimate().believed(truth) is truth
     assert estimate().believed(truth._replace(completion=LONGEST_OUTPUT)).completion == 131_072
+    assert estimate().believed(truth._replace(prompt=1_000_000)).prompt == 1_000_000
 
 
 def test_parts_are_never_more_than_the_whole() -> None:

@@ -31,6 +31,15 @@ def chat(**changed: object) -> bytes:
     return request_bytes(PATH, body=orjson.dumps({**BODY, **changed}))
 
 
+def telling(said: object) -> Answering:
+    """Return a server that answers with this JSON."""
+
+    async def answer(exchange: Exchange, request: Request) -> None:
+        exchange.json(said)
+
+    return answer
+
+
 def said(answer: Answer) -> str:
     """Return the text of an answer that was not streamed."""
     text: str = orjson.loads(answer.body)["choices"][0]["message"]["content"]
@@ -215,6 +224,26 @@ async def test_the_last_attempt_is_made_with_the_fallback() -> None:
         assert orjson.loads(answer.body)["model"] == "small"
         assert answer.header(b"x-llmproxy-attempts") == b"3"
         assert [len(each.asked) for each in members] == [1, 1, 1]
+
+
+async def test_a_fallback_is_charged_and_told_of_as_what_it_is() -> None:
+    """Its price is charged, its tokens are counted under its name, and the log line names it."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 1000, "total_tokens": 2000}
+    small = {"object": "chat.completion", "model": "small", "choices": [], "usage": usage}
+    async with fleet(
+        Member(failing(b"500 Internal Server Error"), options=";models=m"),
+        Member(telling(small), options=";models=small"),
+        fallbacks="m=small",
+        middleware="rate_limit,routing",
+        budget="3 usd/day",
+        prices="m=1:1,small=1000:1000",
+    ) as (proxy, _):
+        answers = [await proxy.ask(chat()) for _ in range(3)]
+        line = await proxy.log.line(1)
+
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert proxy.sample("tokens_total", model="small", kind="completion") == 2000
+        assert (line["model"], line["answering_model"]) == ("m", "small")
 
 
 @pytest.mark.parametrize(("store", "servers"), [(True, 1), (False, 2)], ids=["kept", "unkept"])

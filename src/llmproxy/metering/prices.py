@@ -8,7 +8,7 @@ file with the same in it.
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -41,6 +41,11 @@ class Price:
     cached: float | None = None  # None = as any other part of the prompt
     since: date = date.min  # that day begins at midnight UTC
 
+    @property
+    def both(self) -> float:
+        """What a token in and a token out cost together, times as many as a price is for."""
+        return self.prompt + self.completion
+
     def cost(self, usage: Usage) -> float:
         """Return what a usage costs in US dollars; never less than nothing."""
         prompt = max(usage.prompt, 0)
@@ -56,8 +61,13 @@ class Price:
 class PriceList:
     """All prices. Knows nothing of clocks: whoever asks says for when."""
 
-    def __init__(self, prices: tuple[Price, ...] = ()) -> None:
+    def __init__(
+        self, prices: tuple[Price, ...] = (), names: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`names` stand for models that a request may be sent to: it may cost what the dearest
+        of them does."""
         self.prices = prices
+        self._names = names or {}
         by_model: dict[str, list[Price]] = {}
         for price in prices:
             by_model.setdefault(price.model, []).append(price)
@@ -72,6 +82,18 @@ class PriceList:
 
     def price(self, model: str | None, at: float) -> Price | None:
         """Return what holds for a model at a time (seconds since 1970); None = no price."""
+        targets = self._names.get(model or "")
+        if targets is not None:
+            of_each = [self._of_model(each, at) for each in targets]
+            return max(filter(None, of_each), key=lambda price: price.both, default=None)
+        return self._of_model(model, at)
+
+    def dearest(self, at: float) -> Price | None:
+        """Return the highest price of all, for a model of which nobody has said what it costs."""
+        of_each = (self.price(price.model, at) for price in self.prices)
+        return max(filter(None, of_each), key=lambda price: price.both, default=None)
+
+    def _of_model(self, model: str | None, at: float) -> Price | None:
         candidates = self._candidates(model or "")
         if candidates and candidates[0].since == date.min:
             return candidates[0]

@@ -2,7 +2,7 @@
 
 Stands outermost, so that what it counts is what the client was sent.
 
-Reads:  attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
+Reads:  answering_model, attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
         inference, limit_lines, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
         tap, upstream, waited
 Writes: client, complete, sent, status
@@ -98,8 +98,12 @@ class ObserveMiddleware:
             overhead=overhead,
         )
         usage = ctx.tap.usage() if ctx.tap is not None else None
+        answering = ctx.answering_model
         if usage is not None:
-            self.metrics.tokens(model, usage)
+            if answering is None or answering == model:
+                self.metrics.tokens(model, usage)
+            else:
+                self.metrics.tokens(answering, usage, ours=True)
         first_token = None
         if ctx.first_byte_at is not None:
             first_token = ctx.first_byte_at - ctx.started_at
@@ -125,6 +129,8 @@ class ObserveMiddleware:
                 line["endpoint"] = endpoint
             if model is not None:
                 line["model"] = model[:_PATH_LENGTH]
+            if answering is not None and answering != model:
+                line["answering_model"] = answering
             principal = ctx.principal
             if principal is not None:
                 line["principal"] = principal.name

@@ -2,7 +2,7 @@
 
 Reserves before anything is asked for, and settles once, whatever becomes of the request.
 
-Reads:  attempts, client, endpoint, inference, principal, status, tap
+Reads:  answering_model, attempts, client, endpoint, inference, principal, status, tap
 Writes: limit_lines
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
@@ -61,10 +61,12 @@ class RateLimitMiddleware:
                 finally:  # whatever an answer has in it: what is held must be given back
                     if at_once:
                         # Nothing in it waits, so nothing can interrupt it.
-                        limiter.settle_now(reservation, usage, ctx.tap)
+                        limiter.settle_now(reservation, usage, ctx.tap, ctx.answering_model)
                     else:
                         assert isinstance(reservation, Reservation)
-                        settled = limiter.settle(reservation, usage, ctx.tap)
+                        settled = limiter.settle(
+                            reservation, usage, ctx.tap, ctx.answering_model
+                        )
                         await finish(settled, within=SETTLE_WITHIN)
 
     def _usage(
@@ -88,7 +90,7 @@ class RateLimitMiddleware:
             if message.get("more_body", False) and ctx.tap is not None:
                 counted = ctx.tap.tokens_so_far
                 if counted > reservation.allowed:
-                    await self.limiter.go_on(reservation, counted)
+                    await self.limiter.go_on(reservation, counted, ctx.answering_model)
             await send(message)
 
         return send_if_paid

@@ -15,10 +15,10 @@ from llmproxy.records import Endpoint, InferenceRequest, Usage
 
 MOST = 10**15  # tokens; beyond it a float can no longer count in ones
 USUAL = 4  # bytes of a body per token: English text, JSON around it included
-DENSE = 2  # what even numbers and rare scripts seldom reach; for what must not be overspent
+DENSE = 1  # what no text goes below; for what must not be overspent
 FIRST_GUESS = 512  # tokens of output, where nothing was learnt yet
 LONGEST_OUTPUT = 131_072  # tokens; no model of today writes more in one answer
-LONGEST_PROMPT = 131_072  # tokens that may stand behind a short body: pictures, a stored dialogue
+LONGEST_PROMPT = 2_097_152  # tokens behind a short body, a stored dialogue say; no model takes more
 MOST_LEARNT = 4096  # pairs of key and model
 _new = tuple.__new__  # 0.3 us faster than a call of the class
 _WEIGHT = 1 / 8  # of the newest answer: old habits are forgotten after some twenty

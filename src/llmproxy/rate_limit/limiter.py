@@ -44,6 +44,9 @@ class Prices(Protocol):
     def price(self, model: str | None, at: float) -> Price | None:
         """Return what holds for a model at a time; None = no price."""
 
+    def dearest(self, at: float) -> Price | None:
+        """Return the highest price that holds at a time."""
+
 
 class Counters(Protocol):
     """Who is told of what happens. A limit's name is its text in the configuration."""
@@ -159,7 +162,7 @@ class Limiter:
             self._let_in(reservation, wanted, self.at_once.take_now(wanted))
         return reservation
 
-    async def go_on(self, reservation: Reservation, counted: int) -> None:
+    async def go_on(self, reservation: Reservation, counted: int, model: str | None = None) -> None:
         """Let a stream run on that has brought `counted` tokens; raise `QuotaSpent` to end it.
 
         Only for a reservation with `cut`, once `counted` is beyond what is `allowed`.
@@ -167,7 +170,8 @@ class Limiter:
         steps = max(1, -int((reservation.allowed - counted) // STEP))
         more = float(steps * STEP)
         reservation.allowed += more
-        cost = reservation.price.most(0, more) if reservation.price is not None else 0.0
+        price = self._price_now(reservation, model)
+        cost = price.most(0, more) if price is not None else 0.0
         lines = [line for line in reservation.plan.lines if line.kind == "cut"]
         local = reservation.local
         wanted = [
@@ -191,14 +195,16 @@ class Limiter:
         reservation: Reservation,
         usage: Usage | None,
         seen: Seen | None = None,
+        model: str | None = None,
     ) -> None:
         """Write down what a request really took; None = nobody knows, so what was reserved.
 
-        From an answer that was `seen` to its end is learnt how long answers are.
+        From an answer that was `seen` to its end is learnt how long answers are. `model` is the
+        one that has answered, where that is not the one that was asked for.
         """
         if reservation.settled:
             return
-        taken = self._taken(reservation, usage, seen)
+        taken = self._taken(reservation, usage, seen, model)
         if not reservation.local and not reservation.extra:
             if taken:
                 await self._settle(taken, reservation.owner)
@@ -214,6 +220,7 @@ class Limiter:
         reservation: Reservation | Ticket,
         usage: Usage | None,
         seen: Seen | None = None,
+        model: str | None = None,
     ) -> None:
         """Do what `settle` does, where the store answers at once. A ticket is settled once."""
         if type(reservation) is Ticket:
@@ -228,7 +235,7 @@ class Limiter:
         assert self.at_once is not None
         if reservation.settled:
             return
-        taken = self._taken(reservation, usage, seen)
+        taken = self._taken(reservation, usage, seen, model)
         if reservation.extra:
             for owner, entries in _parts(reservation, taken).items():
                 self.at_once.settle_now(entries, owner)
@@ -276,15 +283,20 @@ class Limiter:
             self._warn_of_budgets(reservation, grant.readings)
 
     def _taken(
-        self, reservation: Reservation, usage: Usage | None, seen: Seen | None
+        self,
+        reservation: Reservation,
+        usage: Usage | None,
+        seen: Seen | None,
+        model: str | None,
     ) -> list[Settled]:
         """Return what a request has really taken, meter by meter; to be asked once."""
         reservation.settled = True
         plan, cost = reservation.plan, 0.0
         if plan.counts and usage is not None:
             usage = self._believed(reservation, usage, seen)
-            if reservation.price is not None:
-                cost = reservation.price.cost(usage)
+            price = self._price_now(reservation, model)
+            if price is not None:
+                cost = price.cost(usage)
         local = reservation.local
         taken: list[Settled] = []
         for line, (meter, amount) in zip(plan.lines, reservation.amounts, strict=True):
@@ -376,13 +388,25 @@ class Limiter:
             log.error("the store is away for too long: some of what was used is not written down")
 
     def _price(self, model: str | None) -> Price | None:
-        price = self._prices.price(model, clock.wall()) if self._prices is not None else None
-        if price is None and len(self._unpriced) < MOST_UNPRICED:
+        if self._prices is None:
+            return None
+        now = clock.wall()
+        price = self._prices.price(model, now)
+        if price is not None:
+            return price
+        if len(self._unpriced) < MOST_UNPRICED:
             name = (model or "")[:80]
             if name not in self._unpriced:
                 self._unpriced.add(name)
-                log.warning("a model without a price costs a budget in usd nothing: %r", name)
-        return price
+                log.warning("a model without a price is charged like the dearest: %r", name)
+        # To let it through for nothing would be a hole in every budget.
+        return self._prices.dearest(now)
+
+    def _price_now(self, reservation: Reservation, model: str | None) -> Price | None:
+        """Return the price of the model that answers."""
+        if model is None or model == reservation.asked.model or not reservation.plan.costs:
+            return reservation.price
+        return self._price(model)
 
     def _warn_of_budgets(self, reservation: Reservation, readings: Sequence[Reading]) -> None:
         for place in reservation.plan.soft:

@@ -38,6 +38,7 @@ class Attempt(NamedTuple):
     body: bytes | None = None  # None: the request's own
     first_byte: float = 0.0  # seconds that it may take, if less than usual; 0 = as usual
     asks_load: bool = False  # the server is to say in its answer how busy it is
+    model: str | None = None  # that it is asked for
 
 
 class Turn(NamedTuple):
