@@ -202,6 +202,20 @@ async def test_behind_a_base_http_middleware_answers_are_whole() -> None:
     assert engine.requests[0].body == body
 
 
+async def test_a_base_http_middleware_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, for it takes away what the proxy promises of broken streams."""
+    async with behind_base_http(ECHO) as (port, _):
+        for _ in range(3):
+            await ask(port, WHOLE)
+    async with scripted(ECHO) as engine:
+        app = proxy_for(engine)
+        async with serving(mounted(("/llm", app)), app) as port:
+            await ask(port, WHOLE)
+
+    told = [each for each in caplog.messages if "BaseHTTPMiddleware" in each]
+    assert len(told) == 1
+
+
 async def test_behind_a_base_http_middleware_streams_still_stream() -> None:
     """Each event arrives before the next is sent."""
     got = asyncio.Semaphore(0)
