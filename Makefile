@@ -46,7 +46,7 @@ bench: .venv/dev .venv/installed ## the proxy beside nginx and others (sets the 
 bench-micro: .venv/dev .venv/installed ## what each part costs by itself, in ns (some 30 seconds)
 	$(BIN)/python -m benchmarks.micro
 
-hardship: .venv/dev .venv/installed ## what the server withstands, each figure with its limit (some 16 minutes)
+hardship: .venv/dev .venv/installed ## what the server withstands, each figure with its limit (some 20 minutes)
 	$(BIN)/python -m benchmarks.hardship --write-page
 
 lock: .venv/dev ## write the versions of all dependencies down anew

@@ -14,6 +14,7 @@ import uvloop
 from benchmarks.hardship import (
     endless_heads,
     idle_sockets,
+    large_bodies,
     page,
     rejections,
     slow_sockets,
@@ -40,6 +41,7 @@ TRIALS: dict[str, tuple[str, Trial]] = {
             rejections,
             idle_sockets,
             vanishing_clients,
+            large_bodies,
         )
     )
 }

@@ -60,6 +60,16 @@ def in_kernel(port: int) -> int:
     )
 
 
+def waited_ns(tree: ProcessTree) -> int:
+    """How long a process and its children could have run, and no core was free for them."""
+    return sum(parse_waited((PROC / str(pid) / "schedstat").read_text()) for pid in tree.pids())
+
+
+def parse_waited(schedstat: str) -> int:
+    """Nanoseconds in a queue for a core: the second number."""
+    return int(schedstat.split()[1])
+
+
 def raise_descriptor_limit() -> int:
     """Take as many descriptors as we may, for the processes that we start too."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

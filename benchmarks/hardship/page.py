@@ -21,7 +21,7 @@ its own requests. Measure it again when nobody else uses the machine.
 ## How to repeat it
 
 ```sh
-make hardship                                          # everything; some 16 minutes
+make hardship                                          # everything; some 20 minutes
 python -m benchmarks.hardship stuck_readers --minutes 1
 python -m benchmarks.hardship --json kept.json rejections   # measure one anew, keep the others
 python -m benchmarks.hardship --json kept.json --again --write-page
@@ -30,9 +30,10 @@ python -m benchmarks.hardship --json kept.json --again --write-page
 The exit code is 1 when a figure does not hold, 2 when one is undecided, else 0. It needs Linux, and
 a descriptor limit of 20,000 (`ulimit -Hn`), which it takes by itself where it may.
 
-Every hardship has a `llmproxy serve` of its own, one worker, no layers, its log of requests thrown
-away. Memory is the resident set of supervisor and worker (`/proc/PID/smaps_rollup`), CPU the
-kernel's clock of both, waits are what a client in another process saw.
+Every hardship has a `llmproxy serve` of its own, one worker, its log of requests thrown away, and
+no layers but where it says so. Memory is the resident set of supervisor and worker
+(`/proc/PID/smaps_rollup`), CPU the kernel's clock of both, waits are what a client in another
+process saw.
 
 ## What the figures do not say
 

@@ -84,6 +84,20 @@ class Lag:
             before = seen
         return most
 
+    def since(self, earlier: "Lag") -> "Lag":
+        """What came meanwhile."""
+        return Lag({each: self.buckets[each] - earlier.buckets[each] for each in self.buckets})
+
+    @property
+    def count(self) -> float:
+        return max(self.buckets.values())
+
+    def quantile(self, share: float) -> float:
+        """The bound of the bucket below which so many are; infinite beyond the last."""
+        if not self.count:
+            raise Collapse("the loop had no appointment meanwhile")
+        return min(each for each, seen in self.buckets.items() if seen >= share * self.count)
+
 
 @asynccontextmanager
 async def proxied(upstream: int | str, **settings: object) -> AsyncIterator[Proxy]:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from llmproxy import clock
 from llmproxy.admin.api import AdminApi, Caller, nobody
 from llmproxy.admin.audit import AuditLog
 from llmproxy.admin.health import Pages
 from llmproxy.admin.key_register import KeyRegister
 from llmproxy.admin.keys import AdminKey
 from llmproxy.admin.server_register import ServerRegister
+from llmproxy.appointments import Appointments
 from llmproxy.assembly import Engines, assemble
 from llmproxy.context import get_context
 from llmproxy.errors import ProxyError, StoreUnavailable
@@ -39,8 +41,6 @@ from llmproxy.stack import Frame, Part, build
 from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
 from llmproxy.types import ASGIApp, Receive, Scope, Send
-
-LAG_PERIOD = 0.1  # seconds between two looks at how late the event loop is
 
 log = logging.getLogger("llmproxy")
 
@@ -168,12 +168,16 @@ class LLMProxy:
         memory = running.loop.create_task(cgroup.watch(self.pressure))
         try:
             await running.engines.start()
+            # Not by the time of the loop: that stands still while the loop does.
+            appointments = Appointments(clock.now())
             while True:
-                due = running.loop.time() + LAG_PERIOD
-                await asyncio.sleep(LAG_PERIOD)
-                late = max(0.0, running.loop.time() - due)
-                self.metrics.lag(late)
-                self.pressure.lag(late, running.loop.time())
+                await asyncio.sleep(appointments.until_next(clock.now()))
+                now = clock.now()
+                kept = appointments.kept(now)
+                for late in kept:
+                    self.metrics.lag(late)
+                if kept:  # a timer may ring a moment too early
+                    self.pressure.lag(kept[0], now)
         finally:
             memory.cancel()
             running.stalls.close()

@@ -45,6 +45,7 @@ class InferenceRequest(NamedTuple):
     choices: int = 1  # `n` or `best_of`, whichever is more
     prompt_bytes: int = 0  # of the body: an upper bound that costs nothing to know
     unstored: bool = False  # `store: false` was said: the server keeps nothing of it
+    has_options: bool = False  # `stream_options` stands there, with whatever in it
 
 
 @dataclass(frozen=True, slots=True)

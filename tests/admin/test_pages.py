@@ -120,14 +120,14 @@ async def test_metrics_can_be_scraped() -> None:
 
 
 async def test_the_lag_of_the_event_loop_is_measured() -> None:
-    """Ten times a second, whether or not anybody asks for anything."""
+    """Fifty times a second, whether or not anybody asks for anything."""
     async with scripted(MODELS) as engine, proxied(engine.upstream) as proxy:
         await get(proxy, "/health/live")
         before = proxy.sample("event_loop_lag_seconds_count")
         await asyncio.sleep(0.35)
         after = proxy.sample("event_loop_lag_seconds_count")
 
-    assert 1 <= after - before <= 4
+    assert 5 <= after - before <= 18
 
 
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.hardship.kernel import in_kernel, parse_busy, parse_rss, parse_tcp
+from benchmarks.hardship.kernel import in_kernel, parse_busy, parse_rss, parse_tcp, parse_waited
 from benchmarks.hardship.stage import Collapse, Lag
 
 TCP = """\
@@ -54,12 +54,29 @@ def test_idling_and_waiting_for_disks_is_not_busy() -> None:
     assert parse_busy("cpu  1 2 4 1000 2000 8 16 32 0 0") == 63
 
 
+def test_waiting_for_a_core_is_told_beside_running() -> None:
+    """It comes second, and how often it was given one comes last."""
+    assert parse_waited("90000 1234 17\n") == 1234
+
+
 def test_lag_is_what_came_since() -> None:
     """The bound of the slowest bucket that got one more; those before it got it as well."""
     assert lag(10, 10, 10, 10).most_since(lag(8, 8, 8, 8)) == 0.005
     assert lag(10, 12, 12, 12).most_since(lag(8, 9, 9, 9)) == 0.05
     assert lag(10, 12, 12, 13).most_since(lag(10, 12, 12, 12)) == float("inf")
     assert lag(1, 1, 2, 2).most_since(lag(1, 1, 2, 2)) == 0.0
+
+
+def test_a_quantile_of_lag_is_the_bound_of_its_bucket() -> None:
+    """Of what came since: one late appointment of a thousand is beyond neither 99.9 % nor 99."""
+    seen = lag(1090, 1099, 1100, 1100).since(lag(100, 100, 100, 100))
+
+    assert seen.count == 1000
+    assert seen.quantile(0.99) == 0.005
+    assert seen.quantile(0.999) == 0.05
+    assert seen.quantile(1.0) == 1.0
+    with pytest.raises(Collapse):
+        seen.since(seen).quantile(0.5)
 
 
 def test_a_page_without_the_metric_is_no_pass() -> None:

@@ -14,7 +14,7 @@ from llmproxy.errors import (
     RequestTooLarge,
     UnsupportedEncoding,
 )
-from llmproxy.middleware.body import BodyMiddleware
+from llmproxy.middleware.body import LARGE, BodyMiddleware
 from llmproxy.protocol.endpoints import CHAT, OTHER
 from llmproxy.protocol.multipart import LOOK_AT
 from llmproxy.records import Endpoint, InferenceRequest
@@ -244,6 +244,102 @@ async def test_a_body_that_is_there_is_taken_unless_a_layer_wants_to_see_it(wrap
 
     assert ctx.body == (b'{"model":"theirs"}' if wrapped else server.body)
     assert server.taken == (not wrapped)
+
+
+async def test_large_bodies_are_not_understood_in_the_same_turn() -> None:
+    """The loop would be held up by all of them together; small ones need not wait for any."""
+    turn = 0
+    understood: list[tuple[int, int]] = []  # the turn, and the size
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        size = len(scope[SCOPE_KEY].body)
+        understood.append((turn, size))
+
+    async def ask(body: bytes) -> None:
+        fields = dict([JSON, length(len(body))])
+        ctx = make_context(endpoint=CHAT, body=None, inference=None, fields=fields)
+        server = Server(body)
+        scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+        await layer(scope, server.receive, nothing)
+
+    async def nothing(message: Message) -> None:
+        """Nothing is answered."""
+
+    layer = BodyMiddleware(inside, max_body=2 * LARGE, max_upload=100, within=5)
+    small = b'{"model":"m"}'
+    large = b'{"model":"m","prompt":"%b"}' % (b"x" * LARGE)
+    counting = asyncio.create_task(turns())
+    await asyncio.gather(*map(ask, [large, large, small, large, small]))
+    counting.cancel()
+
+    assert [size for _, size in understood[:2]] == [len(small)] * 2
+    large_turns = [at for at, size in understood if size == len(large)]
+    assert len(set(large_turns)) == 3
+
+
+def test_large_bodies_have_their_turns_in_a_second_event_loop_too() -> None:
+    """Waiting for a turn ties a lock to its loop, and a host may have one after the other."""
+    body = b'{"model":"m","prompt":"%b"}' % (b"x" * LARGE)
+    reached = 0
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal reached
+        reached += 1
+
+    async def nothing(message: Message) -> None:
+        """Nothing is answered."""
+
+    async def ask() -> None:
+        fields = dict([JSON, length(len(body))])
+        ctx = make_context(endpoint=CHAT, body=None, inference=None, fields=fields)
+        server = Server(body)
+        scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+        await layer(scope, server.receive, nothing)
+
+    async def three() -> None:
+        await asyncio.gather(ask(), ask(), ask())
+
+    layer = BodyMiddleware(inside, max_body=2 * LARGE, max_upload=100, within=5)
+    asyncio.run(three())
+    asyncio.run(three())
+
+    assert reached == 6
+
+
+async def test_a_large_body_whose_client_leaves_does_not_hold_up_the_next() -> None:
+    """The turn is given back however it ends."""
+    body = b'{"model":"m","prompt":"%b"}' % (b"x" * LARGE)
+    reached = asyncio.Event()
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.set()
+
+    async def nothing(message: Message) -> None:
+        """Nothing is answered."""
+
+    layer = BodyMiddleware(inside, max_body=2 * LARGE, max_upload=100, within=5)
+
+    def asking() -> asyncio.Task[None]:
+        fields = dict([JSON, length(len(body))])
+        ctx = make_context(endpoint=CHAT, body=None, inference=None, fields=fields)
+        server = Server(body)
+        scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+        return asyncio.create_task(layer(scope, server.receive, nothing))
+
+    leaving = [asking(), asking()]
+    await asyncio.sleep(0)
+    for each in leaving:
+        each.cancel()
+    await asyncio.gather(*leaving, return_exceptions=True)
+    await asyncio.wait_for(asking(), 5)
+
+    assert reached.is_set()
 
 
 async def test_a_body_that_is_there_and_too_large_is_not_taken() -> None:

@@ -12,6 +12,7 @@ from llmproxy.errors import UpstreamBroken
 from llmproxy.middleware.usage import LONGEST_REFUSAL, UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS, NATIVE, UNDERSTOOD
 from llmproxy.protocol.inference import read_inference
+from llmproxy.protocol.splice import STEP
 from llmproxy.protocol.usage_option import Refusals
 from llmproxy.records import Usage
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
@@ -81,6 +82,16 @@ async def test_a_stream_is_asked_for_its_count_and_the_caller_does_not_see_it() 
     assert ctx.tap is not None
     ctx.tap.begin(200, EVENTS)
     assert ctx.tap.usage() == Usage(30, 2)
+
+
+async def test_a_large_body_gets_the_option_too() -> None:
+    """It is put together in another way, and comes out alike."""
+    engine = Engine(WORDS)
+    rest = b'"model":"m","stream":true,"messages":"%b"}' % (b"x" * 3 * STEP)
+
+    await through(UsageMiddleware(engine), b"{" + rest)
+
+    assert engine.asked == [b'{"stream_options":{"include_usage":true},' + rest]
 
 
 async def test_ordinary_chunks_are_the_very_objects() -> None:

@@ -180,21 +180,29 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
         pytest.param(b'{"n":2,"best_of":4}', InferenceRequest(choices=4), id="best_of"),
         pytest.param(b'{"n":4,"best_of":-2}', InferenceRequest(choices=4), id="n_alone"),
         pytest.param(b'{"options":[5]}', InferenceRequest(), id="options_as_list"),
-        pytest.param(b'{"stream_options":null}', InferenceRequest(), id="no_options"),
-        pytest.param(b'{"stream_options":{}}', InferenceRequest(), id="empty_options"),
-        pytest.param(b'{"stream_options":"x"}', InferenceRequest(), id="options_as_text"),
+        pytest.param(
+            b'{"stream_options":null}', InferenceRequest(has_options=True), id="no_options"
+        ),
+        pytest.param(
+            b'{"stream_options":{}}', InferenceRequest(has_options=True), id="empty_options"
+        ),
+        pytest.param(
+            b'{"stream_options":"x"}', InferenceRequest(has_options=True), id="options_as_text"
+        ),
         pytest.param(
             b'{"stream_options":{"include_usage":true}}',
-            InferenceRequest(include_usage=True),
+            InferenceRequest(include_usage=True, has_options=True),
             id="usage_wanted",
         ),
         pytest.param(
             b'{"stream_options":{"include_usage":false}}',
-            InferenceRequest(include_usage=False),
+            InferenceRequest(include_usage=False, has_options=True),
             id="usage_not_wanted",
         ),
         pytest.param(
-            b'{"stream_options":{"include_usage":1}}', InferenceRequest(), id="usage_by_number"
+            b'{"stream_options":{"include_usage":1}}',
+            InferenceRequest(has_options=True),
+            id="usage_by_number",
         ),
         pytest.param(b'\r\n\t {"model" : "a"}\n', InferenceRequest("a"), id="blanks"),
         pytest.param(b'{"t":"\\u0000"}', InferenceRequest(), id="escaped_nul"),
@@ -268,6 +276,15 @@ def test_two_models_are_found_wherever_they_are(
     models = [key for key, _ in pairs if key == "model"]
 
     assert (verdict(body) is None) == (verdict(large(body)) is None) == (len(models) > 1)
+
+
+def test_a_large_text_is_checked_where_it_is_cut() -> None:
+    """It is looked at in parts, and a letter of several bytes may be in two of them."""
+    for shift in range(4):
+        text = b"x" * shift + "🦙".encode() * 200_000
+        assert understood(b'{"model":"a","t":"%b"}' % text) == InferenceRequest("a")
+        for broken in (text[:-1], text[:500_001] + b"\xff" + text[500_002:]):
+            assert verdict(b'{"model":"a","t":"%b"}' % broken) is None
 
 
 def test_a_long_list_in_the_place_of_a_number_is_none() -> None:

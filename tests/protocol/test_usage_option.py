@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.protocol import usage_option
 from llmproxy.protocol.inference import LARGE, read_inference
-from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
+from llmproxy.protocol.usage_option import Refusals, refuses
 
 ASKED = '"stream_options":{"include_usage":true}'
+
+
+def with_usage(body: bytes) -> bytes | None:
+    pieces = usage_option.with_usage(body, read_inference(body))
+    return b"".join(pieces) if pieces is not None else None
 
 
 def test_the_option_is_put_in_at_the_front() -> None:

@@ -1,10 +1,17 @@
 """What is held when one side is faster than the other."""
 
 import asyncio
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from llmproxy.records import Upstream
+from llmproxy.transport.http1.connection import IN_A_ROW, READ
 from tests.support.calls import ask, eventually, settle
 from tests.support.upstream import Exchange, Script, ScriptedServer, scripted
 from tests.transport.conftest import Connect, only_http1
@@ -77,6 +84,88 @@ async def test_what_we_hold_ourselves_is_little(
         call.close()
 
     assert could_send < 400 * 1024
+
+
+class Pouring:
+    """An engine with a thread of its own: it is never slower than whoever reads."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self.upstream = Upstream("engine", "http", *listening.getsockname())
+        self.sent = 0
+
+    def run(self) -> None:
+        with self._listening.accept()[0] as sock, suppress(OSError):  # its reader may have left
+            sock.recv(READ)
+            sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % WHOLE)
+            while self.sent < WHOLE:
+                self.sent += sock.send(PIECE)
+
+    async def stuck(self) -> None:
+        """Return once nothing more is taken of it."""
+        before = -1
+        while self.sent != before:
+            before = self.sent
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def pouring() -> AsyncIterator[Pouring]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        engine = Pouring(listening)
+        thread = threading.Thread(target=engine.run)
+        thread.start()
+        yield engine
+        await asyncio.to_thread(thread.join)
+
+
+@only_http1("httpx reads when it is asked to, and not before")
+async def test_an_engine_that_pours_leaves_others_their_turn(connect: Connect) -> None:
+    """However much has come already, a turn of the loop takes a little of it."""
+    turn = 0
+    taken: Counter[int] = Counter()  # bytes in each turn
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def sink(chunk: bytes) -> bool:
+        taken[turn] += len(chunk)
+        return True
+
+    async with pouring() as engine:
+        call = await ask(connect(engine.upstream))
+        counting = asyncio.create_task(turns())
+        while await call.read(0):
+            await call.flow(sink, 0, float("inf"))
+        counting.cancel()
+        call.close()
+
+    assert sum(taken.values()) > WHOLE // 2
+    assert max(taken.values()) <= READ * IN_A_ROW
+
+
+@only_http1("httpx reads when it is asked to, and not before")
+@pytest.mark.parametrize("wanted", range(1, 2 * IN_A_ROW + 1))
+async def test_its_turn_does_not_make_it_read_for_nobody(connect: Connect, wanted: int) -> None:
+    """A reader that stops in the middle of a row has stopped."""
+    taken = 0
+
+    def sink(chunk: bytes) -> bool:
+        nonlocal taken
+        taken += len(chunk)
+        return taken < WHOLE // 2 + wanted * READ
+
+    async with pouring() as engine:
+        call = await ask(connect(engine.upstream))
+        while taken < WHOLE // 2 + wanted * READ and await call.read(0):
+            await call.flow(sink, 0, float("inf"))
+        await engine.stuck()
+        call.close()
+
+    assert engine.sent < WHOLE  # what is missing is more than the kernel takes
 
 
 @only_http1("httpx reads when it is asked to, and not before")

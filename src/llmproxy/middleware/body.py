@@ -3,6 +3,9 @@
 JSON is read once, as a whole and within a limit; its bytes are what goes on. Everything
 else (audio, images, files) is handed on while it comes in.
 
+To understand 16 MiB takes up to 30 ms, in which the event loop does nothing else. So large bodies
+have it done one after the other, and between two of them everybody else has a turn.
+
 Reads:  endpoint, fields
 Writes: body, inference
 Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge,
@@ -10,6 +13,7 @@ Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge
 """
 
 import asyncio
+import io
 from collections.abc import Awaitable
 from typing import NamedTuple
 
@@ -25,10 +29,11 @@ from llmproxy.errors import (
 from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
 from llmproxy.records import InferenceRequest
-from llmproxy.types import ASGIApp, Receive, Scope, Send, receives, watched
+from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, receives, watched
 from llmproxy.upload import IncomingUpload
 
 NOTHING_ASKED = InferenceRequest()
+LARGE = 1024 * 1024  # bytes; understood within 2 ms
 
 
 _new = tuple.__new__  # 0.1 us faster than a call of the class
@@ -43,6 +48,21 @@ class BodyHeaders(NamedTuple):
     expected: bool  # whether there is a body at all
 
 
+class Turns:
+    """One after the other, on each event loop: a host may run a second one after the first."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = asyncio.Lock()
+
+    def one(self) -> asyncio.Lock:
+        """Return what is held by whose turn it is."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock
+
+
 class BodyMiddleware:
     """Read JSON, or prepare to pass an upload on."""
 
@@ -51,6 +71,7 @@ class BodyMiddleware:
         self.max_body = max_body
         self.max_upload = max_upload
         self.within = within
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +89,11 @@ class BodyMiddleware:
                 body = self._there(scope, receive, about.length) or await self._read(
                     scope, receive
                 )
-            ctx.body, ctx.inference = body, self._understand(body, must_be_json)
+            if len(body) > LARGE:
+                asked = await self._understand_large(body, must_be_json)
+            else:
+                asked = self._understand(body, must_be_json)
+            ctx.body, ctx.inference = body, asked
         elif about.expected:
             if about.length is not None and about.length > self.max_upload:
                 raise RequestTooLarge(f"The upload is larger than {self.max_upload} bytes.")
@@ -106,20 +131,32 @@ class BodyMiddleware:
             ) from None
 
     async def _gather(self, receive: Receive) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        more = True
-        while more:
+        message = await receive()
+        body = self._piece(message, 0)
+        if not message.get("more_body", False):
+            return body
+        # Joined as they come: all at the end, 16 MiB would take 10 ms, and twice the memory.
+        gathered = io.BytesIO()
+        gathered.write(body)
+        while message.get("more_body", False):
             message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone("The client left while it was sending its request.")
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > self.max_body:
-                raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
-            pieces.append(piece)
-            more = message.get("more_body", False)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            gathered.write(self._piece(message, gathered.tell()))
+        return gathered.getvalue()
+
+    def _piece(self, message: Message, before: int) -> bytes:
+        """Return what came of the body, behind so many bytes."""
+        if message["type"] == "http.disconnect":
+            raise ClientGone("The client left while it was sending its request.")
+        piece: bytes = message.get("body", b"")
+        if before + len(piece) > self.max_body:
+            raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
+        return piece
+
+    async def _understand_large(self, body: bytes, must_be_json: bool) -> InferenceRequest:
+        async with self._turns.one():
+            asked = self._understand(body, must_be_json)
+            await asyncio.sleep(0)  # what is done with it next is work for another turn
+        return asked
 
     def _understand(self, body: bytes, must_be_json: bool) -> InferenceRequest:
         try:

@@ -19,6 +19,7 @@ from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import present
 from llmproxy.protocol.response_head import Kind, kind_of
+from llmproxy.protocol.splice import STEP, Pieces, joined
 from llmproxy.protocol.usage_chunk import USAGE, WHOLE, UsageChunk
 from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
 from llmproxy.protocol.usage_tap import METERED, UsageTap
@@ -51,13 +52,20 @@ class UsageMiddleware:
         outgoing = self._with_option(ctx, asked) if asked.stream else None
         if outgoing is None:
             return self.app(scope, receive, send)
-        ctx.outgoing = outgoing
-        return self._stream(ctx, tap, scope, receive, send)
+        return self._stream(ctx, tap, outgoing, scope, receive, send)
 
     async def _stream(
-        self, ctx: RequestContext, tap: UsageTap, scope: Scope, receive: Receive, send: Send
+        self,
+        ctx: RequestContext,
+        tap: UsageTap,
+        outgoing: Pieces,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         """Pass on a stream that is made to tell, without what it tells."""
+        large = len(outgoing[-1]) > STEP
+        ctx.outgoing = await joined(outgoing) if large else b"".join(outgoing)
         writer = writer_of(send)
         answer = _Answer(send, tap) if writer is None else _Written(send, tap, writer)
         await self.app(scope, receive, answer.send)
@@ -78,7 +86,7 @@ class UsageMiddleware:
         if status < 400:  # it was the option, and not something of the caller's
             self.refusals.add(present(ctx.inference, "inference").model, clock.now())
 
-    def _with_option(self, ctx: RequestContext, asked: InferenceRequest) -> bytes | None:
+    def _with_option(self, ctx: RequestContext, asked: InferenceRequest) -> Pieces | None:
         """Return the body of a stream with the option in it, where that is needed and possible."""
         wanted = (
             asked.include_usage is not True
@@ -86,7 +94,7 @@ class UsageMiddleware:
             and isinstance(ctx.body, bytes)
             and not self.refusals.include(asked.model, clock.now())
         )
-        return with_usage(ctx.body) if wanted and isinstance(ctx.body, bytes) else None
+        return with_usage(ctx.body, asked) if wanted and isinstance(ctx.body, bytes) else None
 
 
 class _Answer:

@@ -1,38 +1,46 @@
 """Puts `stream_options.include_usage` into a body, without writing the body anew.
 
 Rule 1: bytes are put in or a literal is replaced; all others stay as they came.
-Rule 2: where the words stand already, or could in escapes, what comes out is read again. Only a
-        body that now says what it should is used: the same words deeper inside, in a tool or a
-        schema, are somebody else's.
+Rule 2: where the option stands already, what comes out is read again. Only a body that now says
+        what it should is used: the same words deeper inside, in a tool or a schema, are
+        somebody else's.
 """
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from llmproxy.errors import RequestError
-from llmproxy.protocol.inference import read_inference
+from llmproxy.protocol.inference import LARGE, read_inference
+from llmproxy.protocol.splice import Pieces, spliced, tries
+from llmproxy.records import InferenceRequest
 
 _OPTION = b'"stream_options":{"include_usage":true}'
+_OPTION_FIRST = _OPTION + b","
 
 # Inside a JSON string a quote is escaped, so whatever matches is a key, at some depth.
 _OPTIONS = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*(null|\{[ \t\r\n]*(\})?)')
 _REFUSED = re.compile(rb'"include_usage"[ \t\r\n]*:[ \t\r\n]*(false|null)')
 
 _MOST_PLACES = 4  # that are tried; a body with more of them is not worth the reading
+_MOST_TRIES = 21  # all of them, with as many refusals in each
+_LONGEST = 4096  # bytes of the options
 _MOST_REFUSALS = 256
 
 
-def with_usage(body: bytes) -> bytes | None:
+def with_usage(body: bytes, asked: InferenceRequest) -> Pieces | None:
     """Return the body with the option in it; None when there is no sure way to put it there.
 
-    The body is that of a request which asks for a stream: an object, and not an empty one.
+    It is the body of what is `asked`: an object with a stream in it, and so not an empty one.
     """
-    if body.rfind(b'"stream_options"') < 0 and body.rfind(b"\\u00") < 0:
-        return _at_the_front(body)
-    for candidate in _candidates(body):
+    if not asked.has_options:
+        inside = body.index(b"{") + 1
+        rest = body[inside:] if len(body) <= LARGE else memoryview(body)[inside:]
+        return body[:inside], _OPTION_FIRST, rest
+    for candidate in islice(_candidates(body), tries(body, _MOST_TRIES)):
         try:
             if read_inference(candidate).include_usage is True:
-                return candidate
+                return (candidate,)
         except RequestError:
             continue
     return None
@@ -41,19 +49,12 @@ def with_usage(body: bytes) -> bytes | None:
 def _candidates(body: bytes) -> Iterator[bytes]:
     for place in _first(_OPTIONS.finditer(body)):
         if place[1] == b"null":
-            yield body[: place.start()] + _OPTION + body[place.end() :]
+            yield spliced(body, place.start(), place.end(), _OPTION)
             continue
-        for refused in _first(_REFUSED.finditer(body, place.end())):
-            yield body[: refused.start(1)] + b"true" + body[refused.end() :]
+        for refused in _first(_REFUSED.finditer(body, place.end(), place.end() + _LONGEST)):
+            yield spliced(body, refused.start(1), refused.end(), b"true")
         inside = body.index(b"{", place.start(1)) + 1
-        comma = b"" if place[2] else b","
-        yield b'%b"include_usage":true%b%b' % (body[:inside], comma, body[inside:])
-    yield _at_the_front(body)  # all of them were deeper; one behind it would win, and be noticed
-
-
-def _at_the_front(body: bytes) -> bytes:
-    inside = body.index(b"{") + 1
-    return b"%b%b,%b" % (body[:inside], _OPTION, body[inside:])
+        yield spliced(body, inside, inside, b'"include_usage":true' + (b"" if place[2] else b","))
 
 
 def _first(found: Iterator[re.Match[bytes]]) -> Iterator[re.Match[bytes]]:

@@ -4,7 +4,8 @@ Rule 1: a byte that nobody asked for ends the connection; it never reaches the n
 Rule 2: how an answer is delimited is decided here, from its head; where the parser is more
         lenient than we are, we win.
 Rule 3: a read is bounded. The event loop would bring 256 KiB at once, which a client that has
-        stopped reading then holds.
+        stopped reading then holds. And so is what is read in a row: it would be 32 times as much,
+        while everybody else waits.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead i
 WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
 SMALL = 64 * 1024  # bytes; up to here head and body go out as one piece
 READ = 64 * 1024  # bytes that one read brings at most
+IN_A_ROW = 4  # reads that were filled, before others have their turn
 
 
 class Owner(Protocol):
@@ -69,6 +71,10 @@ class Connection(asyncio.BufferedProtocol):
         # whether the deadline has moved on since.
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+
+        # Whether it is read
+        self._wanted = True  # the call takes more
+        self._in_a_row = 0
 
         # The call it carries
         self._call: Http1Call | None = None
@@ -165,11 +171,17 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = self._loop.call_at(due, self._ring)
 
     def pause_reading(self) -> None:
+        self._wanted = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        self._wanted = True
+        self._read_on()
+
+    def _read_on(self) -> None:
+        self._in_a_row = 0
+        if self._wanted and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # From the event loop
@@ -182,6 +194,13 @@ class Connection(asyncio.BufferedProtocol):
         return self._landing
 
     def buffer_updated(self, nbytes: int) -> None:
+        if nbytes < READ:
+            self._in_a_row = 0
+        else:
+            self._in_a_row += 1
+            if self._in_a_row == IN_A_ROW and self._transport is not None:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._read_on)
         self.feed(self._landing[:nbytes].tobytes())
 
     def feed(self, data: bytes) -> None:
