@@ -189,11 +189,11 @@ async def test_the_whole_of_it_can_be_bounded(connect: Connect) -> None:
     sink = Sink()
     async with scripted(begun) as server:
         call = await ask(connect(server))
-        flowing = await waiting(call, sink, 0.2, 0.25)
+        flowing = await waiting(call, sink, 0.8, 1.0)
         exchange = await server.reached()
         exchange.chunk(b"a")
         await sink.has(1)
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.5)
         exchange.chunk(b"b")
 
         assert not await flowing
