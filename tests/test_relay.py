@@ -2,9 +2,14 @@
 
 import asyncio
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.keeping import Keeping
 from llmproxy.protocol.comments import KEEP_ALIVE
 from llmproxy.records import Clocks, Ending
 from llmproxy.relay import FOR_EVER, Relay
+from llmproxy.routing.kept import KeptStream, Room
 from llmproxy.stalls import Stalls
 from llmproxy.transport.interface import Silence, Taker
 from llmproxy.types import Header, Message, Writer
@@ -188,3 +193,82 @@ async def test_a_layer_that_wants_messages_gets_them() -> None:
 
     assert client.taken == []
     assert [message.get("body") for message in client.messages] == [None, b"{}"]
+
+
+class Pieces(Dripping):
+    """A stream that comes in these pieces, all of them handed on."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(0)
+        self.pieces = pieces
+
+    async def flow(self, sink: Taker, within: float, at_most: float) -> bool:
+        while self.pieces:
+            sink(self.pieces.pop(0))
+        return True
+
+
+class Taking(Direct):
+    """A client that takes everything."""
+
+    def write(self, body: bytes) -> bool:
+        self.taken.append(body)
+        return True
+
+    async def room(self) -> None:
+        """There is always room."""
+
+
+class Begun(Keeping):
+    """What stands for a client of which the stream is kept."""
+
+    async def send(self, message: Message) -> None:
+        """Take what is sent in the usual way."""
+
+
+EVENTS = [
+    b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
+    b": a comment\n\n",
+    b'data: {"usage":{}}\r\n\r\n',
+    b'data: {"choices":[{"delta":{"content":"\\"error\\""}}]}\n\n',
+]
+
+
+@st.composite
+def pieces_of_events(draw: st.DrawFn) -> list[bytes]:
+    """Return a stream as it may come: most events whole, some in two pieces."""
+    pieces: list[bytes] = []
+    for event in draw(st.lists(st.sampled_from(EVENTS), min_size=1)):
+        cut = draw(st.sampled_from([0, 0, len(event) // 2, len(event) - 1]))
+        pieces += [event[:cut], event[cut:]] if cut else [event]
+    return pieces
+
+
+@given(pieces_of_events())
+async def test_a_stream_is_kept_as_the_client_gets_it(pieces: list[bytes]) -> None:
+    """Whole events, however they come; what nothing is to be done to is kept without asking."""
+    client, kept, ctx = Taking(), KeptStream(Room()), make_context()
+    delivery = Stalls(0).begin(watched=True)
+    relay = Relay(ctx, Pieces(list(pieces)), Begun(kept, client).send, delivery, Clocks())
+    await relay.run(Ending.CHAT, first_byte_due=FOR_EVER, deadline=FOR_EVER)
+
+    passed = [each for each in client.taken if isinstance(each, bytes)]
+    assert b"".join(passed) == b"".join(pieces)
+    assert all(each.endswith((b"\n\n", b"\r\n\r\n")) for each in passed)
+    assert kept.delivered() == b"".join(pieces)
+    assert ctx.chunks == len(pieces) + 2
+    assert ctx.tail is not None and ctx.tail.finished()
+
+
+async def test_what_is_kept_beside_the_way_is_bounded_too() -> None:
+    """What is over the bound passes, and the room is given back."""
+    room = Room(most=len(EVENTS[0]) * 5)
+    client, kept = Taking(), KeptStream(room)
+    delivery = Stalls(0).begin(watched=True)
+    call = Pieces([EVENTS[0]] * 10)
+    relay = Relay(make_context(), call, Begun(kept, client).send, delivery, Clocks())
+    await relay.run(Ending.CHAT, first_byte_due=FOR_EVER, deadline=FOR_EVER)
+
+    assert client.taken == [EVENTS[0]] * 10
+    assert not kept.whole
+    assert room.used == 0 and not kept.parts

@@ -19,7 +19,7 @@ from llmproxy.auth.issued import IssuedKeys
 from llmproxy.auth.key_file import KeyFile
 from llmproxy.auth.keyring import Keyring
 from llmproxy.auth.signatures import Signatures
-from llmproxy.journey import Means
+from llmproxy.means import Means
 from llmproxy.metering.prices import PriceList
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.admission import AdmissionMiddleware
@@ -280,14 +280,11 @@ def _routing(engines: Engines, settings: Settings, metrics: Metrics) -> Part:
         room=Room(),
         rescue=settings.rescue,
         first_token=settings.first_token_limit,
+        total=settings.timeout_total,
         metrics=metrics,
     )
     engines.watches += [health.watch, LoadWatch(registry).run]
-    return Part(
-        layer=lambda app: RoutingMiddleware(
-            app, means=means, catalogue=catalogue, total=settings.timeout_total
-        )
-    )
+    return Part(layer=lambda app: RoutingMiddleware(app, means=means, catalogue=catalogue))
 
 
 def _price_of(prices: PriceList, model: str) -> float | None:

@@ -12,10 +12,12 @@ Raises: UpstreamBroken, UpstreamTimeout
 from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.errors import UpstreamBroken, UpstreamTimeout
+from llmproxy.keeping import Keeping
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.response_head import Kind, kind_of, response_headers
 from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.records import Clocks, Ending
+from llmproxy.routing.kept import PLAIN
 from llmproxy.stalls import Delivery
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
@@ -38,6 +40,7 @@ class Relay:
         self.idle = clocks.idle or FOR_EVER
         self.kind = kind_of(call.headers)
         self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
+        self.keeping: Keeping | None = None  # the same, where it keeps the stream
         self.tail: StreamTail | None = None
         self.begun = False  # the head went out
         self.answered = False  # a first byte came
@@ -134,14 +137,35 @@ class Relay:
         """Pass on what comes, without a task that is woken for it; return to what is left."""
         within = 0 if patience == FOR_EVER else patience
         ready = False
+        pass_on = self._pass_on
+        if isinstance(writer, Keeping):
+            self.keeping, pass_on = writer, self._keep_and_pass_on
         while not ready and (left := left_until(deadline)) > 0:
-            ready = await self.call.flow(self._pass_on, within, left)
+            ready = await self.call.flow(pass_on, within, left)
             await writer.room()
 
     def _pass_on(self, chunk: bytes) -> bool:
+        # `_notice` in line: this runs for every chunk of every stream.
+        self.chunks += 1
+        if self.tail is not None:
+            self.tail.note(chunk)
         assert self.writer is not None
-        self._notice(chunk)
         return self.writer.write(chunk)
+
+    def _keep_and_pass_on(self, chunk: bytes) -> bool:
+        # This too, and so nobody is asked about a chunk that nothing is to be done to.
+        self.chunks += 1
+        if self.tail is not None:
+            self.tail.note(chunk)
+        keeping = self.keeping
+        assert keeping is not None
+        kept = keeping.kept
+        left = kept.left - len(chunk)
+        if left < 0 or kept.held or not chunk.endswith(PLAIN):
+            return keeping.write(chunk)
+        kept.left = left
+        kept.parts.append(chunk)
+        return keeping.behind.write(chunk)
 
     async def _first(self, due: float, deadline: float) -> bytes:
         """Return the first bytes that say something: an engine's own comments do not."""

@@ -6,21 +6,22 @@ Rule 2: everything else passes at once; of a stream that could be rescued the by
 Rule 3: once the head is out (a comment did that) only a stream can follow it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from llmproxy.errors import UpstreamBroken
 from llmproxy.headers import find, with_headers
+from llmproxy.keeping import FAILED, Keeping
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.response_head import Kind, kind_of
+from llmproxy.routing.course import Attempt
 from llmproxy.routing.kept import KeptStream
 from llmproxy.routing.rescue import COMMENT as CONTINUED
 from llmproxy.routing.rescue import CannotContinue, Continuation
 from llmproxy.routing.retry import seconds_of
 from llmproxy.types import Header, Message, Send, Writer
 
-FAILED = "The model server reported an error in mid-stream."
 MOST_HELD = 64 * 1024  # bytes of an error answer
 _HELD = frozenset({400, 413, 422, 429})  # and 5xx
 
@@ -45,11 +46,15 @@ class Refusal:
 class Trial:
     """Stands for `send` in the attempts of one request."""
 
+    attempt: Attempt
+    """The one that is being made."""
+
     # What nearly every request leaves as it is costs it nothing here.
     _status = 0
     _start: Message | None = None  # the head of an error answer
     _held: list[bytes]  # of its body
     _size = 0
+    kept: KeptStream | None = None  # what keeps a stream, if there is one that it can go on with
     _keeping: KeptStream | None = None  # while a stream is passed on
     _continuation: Continuation | None = None
     head_out = False
@@ -57,13 +62,8 @@ class Trial:
     answered = False  # this attempt was
     refusal: Refusal | None = None  # what the attempt came to
 
-    def __init__(
-        self, send: Send, kept: KeptStream | None, *, begins: Callable[[int], None]
-    ) -> None:
-        """`begins` is told the status as soon as the first byte of an answer goes out."""
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._kept = kept
-        self._begins = begins
 
     def again(self, continuation: Continuation | None = None) -> None:
         """Make ready for the next attempt, which may be the continuation of what is out."""
@@ -72,25 +72,19 @@ class Trial:
         self.refusal = None
         self.answered = False
         self._continuation = continuation
-        if self._kept is not None:
-            self._kept.begin_again()
+        if self.kept is not None:
+            self.kept.begin_again()
 
     @property
     def keeps(self) -> bool:
         """Whether what is out is a stream of which the bytes are kept."""
         return self._keeping is not None
 
-    def over(self) -> None:
-        """Give back what is kept, and let go of who made it: the two would hold each other."""
-        self._begins = _nobody
-        if self._kept is not None:
-            self._kept.close()
-
     def delivered(self) -> bytes:
         """Return what the caller has of the stream; raise when that is not known."""
-        if self._kept is None or not self._kept.whole:
+        if self.kept is None or not self.kept.whole:
             raise CannotContinue("too_long")
-        return self._kept.delivered()
+        return self.kept.delivered()
 
     async def deliver(self, refusal: Refusal, extra: tuple[Header, ...]) -> None:
         """Pass an error answer on after all."""
@@ -104,12 +98,12 @@ class Trial:
     @property
     def failed(self) -> bytes:
         """The event in which the server has said that it failed; b"" if it has not."""
-        return self._kept.failed if self._kept is not None else b""
+        return self.kept.failed if self.kept is not None else b""
 
     @property
     def holds_back(self) -> bool:
         """Whether the client has less of a stream than has come of it."""
-        return self._kept is not None and self._kept.holds_back
+        return self.kept is not None and self.kept.holds_back
 
     async def tell(self, event: bytes) -> None:
         """Send the event in which a server has said that it failed."""
@@ -141,8 +135,8 @@ class Trial:
             self._start, self._held = message, []
             return _nothing()
         self.head_out = True
-        if self._kept is not None and kind_of(message["headers"]) is Kind.EVENTS:
-            self._keeping = self._kept  # what is no stream, or cannot be read, is not held back
+        if self.kept is not None and kind_of(message["headers"]) is Kind.EVENTS:
+            self._keeping = self.kept  # what is no stream, or cannot be read, is not held back
         return self._send(message)
 
     async def _hold_back(self, message: Message) -> None:
@@ -203,24 +197,17 @@ class Trial:
         self.begun = True
         if not self.answered:
             self.answered = True
-            self._begins(self._status)
+            self.attempt.answered(self._status)
 
 
 class WrittenTrial(Trial, Writer):
     """The same where pieces of a body can be written at once."""
 
-    def __init__(
-        self,
-        send: Send,
-        kept: KeptStream | None,
-        *,
-        begins: Callable[[int], None],
-        writer: Writer,
-    ) -> None:
+    def __init__(self, send: Send, writer: Writer) -> None:
         self._send = send
-        self._kept = kept
-        self._begins = begins
         self._writer = writer
+        # With the head of a whole answer everything is told that there is to tell.
+        self.end = writer.end  # type: ignore[method-assign]
 
     def write(self, body: bytes) -> bool:
         if self._start is not None:
@@ -239,13 +226,9 @@ class WrittenTrial(Trial, Writer):
         return status < 400 and not self.head_out and self._writer.takes_whole(status)
 
     def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
-        self._status = status
-        self.head_out = True
+        self.head_out = self.begun = self.answered = True
+        self.attempt.answered(status)
         self._writer.begin(status, headers, lines)
-
-    def end(self, body: bytes) -> bool:
-        self._begin()
-        return self._writer.end(body)
 
     def direct(self) -> Writer:
         if self._start is not None or self._continuation is not None:
@@ -260,33 +243,5 @@ class WrittenTrial(Trial, Writer):
         await self._writer.room()
 
 
-class Keeping(Writer):
-    """What is left to do for each piece of a stream that was begun here: to keep it."""
-
-    __slots__ = ("_kept", "_room", "_through", "_write")
-
-    def __init__(self, kept: KeptStream, writer: Writer) -> None:
-        self._kept = kept
-        self._through = kept.through
-        self._write = writer.write
-        self._room = writer.room
-
-    def write(self, body: bytes) -> bool:
-        going = self._through(body)
-        if going is body:
-            return self._write(body)
-        more = self._write(going) if going else True
-        if self._kept.failed:
-            raise UpstreamBroken(FAILED)
-        return more
-
-    async def room(self) -> None:
-        await self._room()
-
-
 async def _nothing() -> None:
     """Send nothing."""
-
-
-def _nobody(status: int) -> None:
-    """Take no notice."""

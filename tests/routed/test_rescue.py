@@ -10,6 +10,7 @@ from llmproxy.routing.rescue import COMMENT
 from tests.support.client import request_bytes
 from tests.support.fleet import (
     DONE,
+    Answering,
     Member,
     asked_for,
     breaking,
@@ -141,6 +142,23 @@ async def test_it_is_finished_by_the_third_when_the_second_breaks_too() -> None:
         assert whole
         assert text_of(answer.body) == TEXT
         assert answer.body.count(COMMENT) == 2
+
+
+@pytest.mark.parametrize(
+    ("rescuer", "times"),
+    [
+        pytest.param(failing(b"400 Bad Request"), 2, id="refusing"),  # either way of asking it
+        pytest.param(breaking("", _reset), 1, id="breaking"),
+    ],
+)
+async def test_who_cannot_go_on_is_asked_no_more(rescuer: Answering, times: int) -> None:
+    """A refusal may be of the way it was asked; who breaks is not asked another way."""
+    async with fleet(breaking(BEGUN, _reset), rescuer, preset="vllm", retries=6) as (proxy, those):
+        answer = await proxy.ask(chat())
+
+        assert text_of(answer.body) == BEGUN
+        assert [len(each.asked) for each in those] == [1, times]
+        assert proxy.sample("rescues_total", result="nobody") == 1
 
 
 async def test_a_fallback_goes_on_only_where_that_is_allowed() -> None:

@@ -14,7 +14,7 @@ from llmproxy.errors import (
 )
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.records import Upstream
-from llmproxy.routing.course import Course, Full, Turn, Unknown
+from llmproxy.routing.course import Attempt, Course, Full, Unknown
 from llmproxy.routing.retry import BUDGET_LEAST, History, RetryBudget
 from llmproxy.routing.server import Server
 from tests.support.calls import NoTransport
@@ -58,7 +58,7 @@ def course(
 
 def names_after(failures: Sequence[ProxyError], way: Course) -> list[str]:
     """Return who is asked, one failure after the other."""
-    turn: Turn | None = way.first()
+    turn: Attempt | None = way.first()
     asked: list[str] = []
     for failure in failures:
         assert turn is not None
@@ -123,7 +123,7 @@ def test_another_server_may_take_our_key() -> None:
 def test_no_server_is_asked_more_than_twice_and_others_come_first() -> None:
     """An error answer says less about a server than silence."""
     way = course(servers("a", "b"), most=9)
-    turn: Turn | None = way.first()
+    turn: Attempt | None = way.first()
     asked = []
     while turn is not None:
         asked.append(turn.server.name)
@@ -175,7 +175,7 @@ def test_the_chain_for_long_prompts_is_walked_to_its_end() -> None:
     """Also with the last attempt: it is not kept for anybody else."""
     for most, asked in ((2, ["long"]), (3, ["long", "longer"])):
         way = course(servers("a", "b"), longer=("long", "longer"), most=most)
-        turn: Turn | None = way.first()
+        turn: Attempt | None = way.first()
         models = []
         while turn is not None and (turn := way.after_answer(turn, Complaint.TOO_LONG, None)):
             models.append(turn.model)

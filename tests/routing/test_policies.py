@@ -141,3 +141,13 @@ def test_a_key_moves_on_while_its_server_has_too_much() -> None:
 
     assert bounded_hash(given, b"key") is not home
     assert most_for(given) < 100
+
+
+@pytest.mark.parametrize("choose", [policies.least_load, policies.p2c, policies.latency])
+def test_every_two_servers_are_compared_as_often(choose: Callable[..., Seen]) -> None:
+    """One draw decides on both of them: of four, the best stands in every second pair."""
+    servers = [Seen(str(number), inflight=number, latency=1.0) for number in range(4)]
+    draws = 1200
+    found = Counter(choose(servers, lambda at=at: (at + 0.5) / draws).name for at in range(draws))
+
+    assert found == {"0": draws // 2, "1": draws // 3, "2": draws // 6}

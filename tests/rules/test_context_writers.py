@@ -13,9 +13,11 @@ PACKAGE = Path(llmproxy.__file__).parent
 CONTEXT_SPELLINGS = {"ctx", "self.ctx", "get_context(scope)"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
+    PACKAGE / "attempts.py",
     PACKAGE / "forward.py",
     PACKAGE / "journey.py",
     PACKAGE / "relay.py",
+    PACKAGE / "rescuing.py",
     *sorted(path for path in PACKAGE.glob("middleware/*.py") if path.stem != "__init__"),
 ]
 OTHERS = [path for path in SOURCES if path not in LAYERS]

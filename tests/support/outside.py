@@ -95,7 +95,7 @@ async def at_rest(proxy: Rig) -> None:
 
     def left() -> list[str]:
         found = [f"{means.room.used} kept bytes"] if means.room.used else []
-        if means.places._count or means.places._waiting:
+        if means.places.waiting or means.places._waiting:
             found.append("somebody who waits for a place")
         if proxy.sample("inflight_requests"):
             found.append("a request that is counted")

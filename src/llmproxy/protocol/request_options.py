@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from llmproxy.errors import InvalidRequest
 
+TIMEOUT = b"x-llmproxy-timeout"
 LONGEST_TIMEOUT = 86_400.0  # seconds; a day is longer than any answer
 LOWEST, HIGHEST = -10, 10  # classes of priority
 
@@ -17,7 +18,7 @@ _NUMBER = re.compile(rb"-?[0-9]{1,2}")
 
 def timeout_of(fields: Mapping[bytes, bytes]) -> float | None:
     """Return the seconds that the caller gives the whole request; None = it does not say."""
-    value = fields.get(b"x-llmproxy-timeout")
+    value = fields.get(TIMEOUT)
     if value is None:
         return None
     try:
@@ -35,8 +36,9 @@ def timeout_of(fields: Mapping[bytes, bytes]) -> float | None:
 def deadline_of(started_at: float, fields: Mapping[bytes, bytes], total: float) -> float:
     """Return when a request must be over: by our clock (0 = none), or sooner if its caller said."""
     most = total or math.inf
-    wanted = timeout_of(fields)
-    return started_at + (most if wanted is None else min(most, wanted))
+    if TIMEOUT in fields:  # else it is not asked for at all: this runs for every request
+        most = min(most, timeout_of(fields) or math.inf)
+    return started_at + most
 
 
 def priority_of(fields: Mapping[bytes, bytes]) -> int | None:

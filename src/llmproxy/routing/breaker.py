@@ -90,8 +90,13 @@ class Breaker:
     def succeeded(self, *, probe: bool) -> None:
         """Note a call that was answered."""
         self._refused = 0
-        if self._state == STATE_CLOSED:
-            self._count(0)
+        if self.closed:
+            part = int(self._now() * BUCKETS / WINDOW)
+            buckets = self._buckets
+            if buckets and buckets[-1][0] == part:  # the short way to the same
+                buckets[-1][1] += 1
+            else:
+                self._new_bucket(part)[1] += 1
         elif probe:
             self._probing = False
             self._buckets.clear()
@@ -106,7 +111,7 @@ class Breaker:
             self._open()
         elif self._state == STATE_CLOSED:
             self._refused = self._refused + 1 if refused else 0
-            calls, failures = self._count(1)
+            calls, failures = self._count_failure()
             if self._refused >= REFUSED_IN_A_ROW or (calls >= LEAST and failures >= calls * SHARE):
                 self._open()
 
@@ -135,17 +140,20 @@ class Breaker:
         if before != state and self._changed is not None:
             self._changed(before, state)
 
-    def _count(self, failure: int) -> tuple[int, int]:
+    def _count_failure(self) -> tuple[int, int]:
+        """Return the calls of the window, and how many of them failed."""
         part = int(self._now() * BUCKETS / WINDOW)
         buckets = self._buckets
-        if buckets and buckets[-1][0] == part:
-            last = buckets[-1]
-            last[1] += 1
-            last[2] += failure
-        else:
-            buckets.append([part, 1, failure])
-            while buckets[0][0] <= part - BUCKETS:
-                del buckets[0]
-        if not failure:
-            return 0, 0  # only a failure asks for the sums
+        last = buckets[-1] if buckets and buckets[-1][0] == part else self._new_bucket(part)
+        last[1] += 1
+        last[2] += 1
         return sum(each[1] for each in buckets), sum(each[2] for each in buckets)
+
+    def _new_bucket(self, part: int) -> list[int]:
+        """Return the bucket for a part of time that has just begun."""
+        begun = [part, 0, 0]
+        buckets = self._buckets
+        buckets.append(begun)
+        while buckets[0][0] <= part - BUCKETS:
+            del buckets[0]
+        return begun

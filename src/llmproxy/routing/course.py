@@ -4,8 +4,8 @@ Knows what happened so far and decides what comes next; who asks is another's bu
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from llmproxy import clock
 from llmproxy.errors import (
     ModelNotFound,
     NoUpstream,
@@ -31,27 +31,27 @@ BUSY_FOR = 1.0  # seconds that a server is passed over which says it is busy and
 LONGEST_BUSY = 60.0
 
 
-class Attempt(NamedTuple):
-    """What the end of the chain is asked to do."""
+class Attempt:
+    """One attempt: who is asked, for which model, and with what."""
 
-    server: Server
+    # What nearly every attempt leaves as it is costs it nothing here.
+    pause = 0.0  # seconds to wait before
     body: bytes | None = None  # None: the request's own
-    first_byte: float = 0.0  # seconds that it may take, if less than usual; 0 = as usual
-    asks_load: bool = False  # the server is to say in its answer how busy it is
-    model: str | None = None  # that it is asked for
+    first_byte = 0.0  # seconds that it may take, if less than usual; 0 = as usual
+    asks_load = False  # the server is to say in its answer how busy it is
+    asked_at = 0.0  # when, where it matters how soon a first token comes; 0 = it does not
 
+    def __init__(self, server: Server, model: str | None, *, probe: bool) -> None:
+        """`probe`: it finds out whether a server that failed is well again."""
+        self.server = server
+        self.model = model
+        self.probe = probe
 
-class Turn(NamedTuple):
-    """One attempt: who is asked, for which model, and when."""
-
-    server: Server
-    model: str | None
-    probe: bool  # it finds out whether a server that failed is well again
-    pause: float = 0.0  # seconds to wait before
-
-    def answered(self, *, well: bool) -> None:
+    def answered(self, status: int) -> None:
         """Note that an answer has begun, which is when a server that failed is known to be well."""
-        if well:
+        if self.asked_at and status == 200:
+            self.server.first_token(clock.now() - self.asked_at)
+        if status < 500 or status == 501:
             self.server.breaker.succeeded(probe=self.probe)
         else:
             self.server.breaker.failed(probe=self.probe)
@@ -120,7 +120,7 @@ class Course:
         """The one that is asked for, by the name that the servers know it by."""
         return self._models[0]
 
-    def first(self) -> Turn:
+    def first(self) -> Attempt:
         """Return the first attempt; raise when nobody can be asked, or not now."""
         found = self._find()
         if self._at and self._is_full(self._models[0]):
@@ -130,51 +130,51 @@ class Course:
         self._budget.request(self._now())
         return self._take(*found)
 
-    def after_failure(self, turn: Turn, failure: ProxyError) -> Turn | None:
+    def after_failure(self, attempt: Attempt, failure: ProxyError) -> Attempt | None:
         """Return the next attempt after one without an answer; None when that was the last."""
-        self._judge(turn, failure)
-        return self._next(after_failure(self.history, turn.server.name, failure))
+        self._judge(attempt, failure, probe=attempt.probe)
+        return self._next(after_failure(self.history, attempt.server.name, failure))
 
     def after_answer(
-        self, turn: Turn, complaint: Complaint, retry_after: float | None
-    ) -> Turn | None:
+        self, attempt: Attempt, complaint: Complaint, retry_after: float | None
+    ) -> Attempt | None:
         """Return the next attempt after an error answer; None when it is passed on."""
-        self.refused(turn, complaint, retry_after)
+        self.refused(attempt, complaint, retry_after)
         step = after_answer(self.history, complaint)
         if step is Step.LONGER and self._is_longer:
-            self._at = self._models.index(turn.model) + 1
+            self._at = self._models.index(attempt.model) + 1
         elif step is Step.LONGER:
             self._models, self._longer, self._at = self._longer, (), 0
             self._is_longer = True
-        return self._next(step, retry_after, turn.server)
+        return self._next(step, retry_after, attempt.server)
 
-    def refused(self, turn: Turn, complaint: Complaint, retry_after: float | None) -> None:
+    def refused(self, attempt: Attempt, complaint: Complaint, retry_after: float | None) -> None:
         """Note an error answer."""
-        server = turn.server
+        server = attempt.server
         if complaint is Complaint.FAILED:
-            server.breaker.failed(probe=turn.probe)
+            server.breaker.failed(probe=attempt.probe)
             return
-        server.breaker.weighs_nothing(probe=turn.probe)
+        server.breaker.weighs_nothing(probe=attempt.probe)
         if complaint is Complaint.BUSY:
             rest = BUSY_FOR if retry_after is None else min(retry_after, LONGEST_BUSY)
             server.busy_until = max(server.busy_until, self._now() + rest)
 
-    def slow(self, turn: Turn, seconds: float) -> Turn | None:
+    def slow(self, attempt: Attempt, seconds: float) -> Attempt | None:
         """Return the next attempt after one whose first token was late by our own measure."""
-        turn.weighs_nothing()
-        turn.server.first_token(seconds)
-        self.history.shut_out(turn.server.name)
+        attempt.weighs_nothing()
+        attempt.server.first_token(seconds)
+        self.history.shut_out(attempt.server.name)
         return self._next(Step.AGAIN)
 
-    def broke(self, turn: Turn, failure: ProxyError, *, begun: bool = True) -> None:
+    def broke(self, attempt: Attempt, failure: ProxyError, *, begun: bool = True) -> None:
         """Note an answer that broke: its server is not asked again for this request.
 
         One that had begun has found out already that its server is well.
         """
-        self._judge(turn._replace(probe=False) if begun else turn, failure)
-        self.history.shut_out(turn.server.name)
+        self._judge(attempt, failure, probe=attempt.probe and not begun)
+        self.history.shut_out(attempt.server.name)
 
-    def rescuer(self, turn: Turn, *, fallback: bool) -> Turn | None:
+    def rescuer(self, attempt: Attempt, *, fallback: bool) -> Attempt | None:
         """Return who may go on with a stream that broke.
 
         It is not counted as a retry: there is at most one for each stream that was being
@@ -183,17 +183,17 @@ class Course:
         if self.history.left <= 0:
             return None
         found = self._find()
-        if found is None or (found[1] != turn.model and not fallback):
+        if found is None or (found[1] != attempt.model and not fallback):
             return None
         return self._take(*found)
 
-    def has_another(self, turn: Turn) -> bool:
+    def has_another(self, attempt: Attempt) -> bool:
         """Tell whether somebody else could be asked if this server took too long."""
         return (
             self.history.replay_safe
             and self.history.left > 0
             and any(
-                server is not turn.server
+                server is not attempt.server
                 and self.history.may_ask(server.name)
                 and server.breaker.lets_through()
                 for model in self._models[self._at :]
@@ -201,15 +201,15 @@ class Course:
             )
         )
 
-    def _judge(self, turn: Turn, failure: ProxyError) -> None:
+    def _judge(self, attempt: Attempt, failure: ProxyError, *, probe: bool) -> None:
         if isinstance(failure, UpstreamError):
-            turn.server.breaker.failed(probe=turn.probe, refused=failure.unasked)
+            attempt.server.breaker.failed(probe=probe, refused=failure.unasked)
         else:
-            turn.server.breaker.weighs_nothing(probe=turn.probe)
+            attempt.server.breaker.weighs_nothing(probe=probe)
 
     def _next(
         self, step: Step | None, retry_after: float | None = None, said_by: Server | None = None
-    ) -> Turn | None:
+    ) -> Attempt | None:
         """`retry_after` is what `said_by` has asked for, and nobody else."""
         history = self.history
         if step is None or history.left <= 0:
@@ -239,9 +239,11 @@ class Course:
             return None
         return self._take(*found, pause=pause)
 
-    def _take(self, server: Server, model: str | None, *, pause: float = 0.0) -> Turn:
+    def _take(self, server: Server, model: str | None, *, pause: float = 0.0) -> Attempt:
         self.history.asking(server.name)
-        return Turn(server, model, server.breaker.begin(), pause)
+        attempt = Attempt(server, model, probe=server.breaker.begin())
+        attempt.pause = pause
+        return attempt
 
     def _find(self) -> tuple[Server, str | None] | None:
         """Return whom to ask now: of this model, else of the next one in the chain."""

@@ -7,7 +7,7 @@ Rule 2: who was called and goes on, with a place or without, passes the turn on:
 from collections.abc import Awaitable, Callable
 
 from llmproxy.errors import NoUpstream, ProxyError
-from llmproxy.routing.course import Course, Full, Turn, Unknown
+from llmproxy.routing.course import Attempt, Course, Full, Unknown
 from llmproxy.routing.places import Places
 from llmproxy.routing.router import Router, Wish
 
@@ -18,7 +18,7 @@ async def entered(
     refresh: Callable[[], Awaitable[None]],
     wish: Wish,
     deadline: float,
-) -> tuple[Course, Turn]:
+) -> tuple[Course, Attempt]:
     """Return the first attempt once a server has a place, or the model was looked for.
 
     `refresh` has every server asked anew for its models.
@@ -31,7 +31,7 @@ async def entered(
         try:
             if not called and places.are_waited_for(course.model):
                 raise Full(course.model)
-            turn = course.first()
+            attempt = course.first()
         except Full as full:
             if called and full.model != row:
                 places.pass_on(row)
@@ -53,7 +53,7 @@ async def entered(
             raise
         if called:
             places.pass_on(row)  # there may be more than the one place
-        return course, turn
+        return course, attempt
 
 
 def _refusal(router: Router, unknown: Unknown) -> ProxyError:

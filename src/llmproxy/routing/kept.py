@@ -17,12 +17,14 @@ from llmproxy import codec
 
 MOST = 256 * 1024  # bytes of one stream: hours of talk
 MOST_IN_ALL = 64 * 1024 * 1024
-STEP = 4096  # bytes that a stream takes of them at a time
+STEP = 16 * 1024  # bytes that a stream takes of them at a time
 MOST_HELD = 4096  # bytes of half an event
+
+PLAIN = b"]}\n\n"
+"""The end of most events: one in which a server says that it has failed never ends like this."""
 
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _WORD = b'"error"'
-_PLAIN = b"]}\n\n"  # the end of most events
 # OpenAI's form, and the one of vLLM before 2025.
 _ERROR = re.compile(
     rb"(?:\A|\n\n|\r\n\r\n|\r\r)(?:event: ?error[\r\n]+)?"
@@ -39,65 +41,62 @@ class Room:
 
 
 class KeptStream:
-    """One stream as its caller knows it."""
+    """One stream as its caller knows it.
 
-    __slots__ = ("_held", "_left", "_parts", "_room", "_taken", "failed", "whole")
+    `through` takes any chunk. Nearly all of them are PLAIN, come while nothing is `held`, and are
+    no longer than what is `left`: who has these may put them among the `parts` itself.
+    """
+
+    __slots__ = ("_room", "_taken", "failed", "held", "left", "parts", "whole")
 
     def __init__(self, room: Room) -> None:
         self._room = room
-        self._parts: list[bytes] = []
-        self._taken = 0  # of the room
-        self._left = 0  # of what was taken
-        self._held = b""
+        self._taken = 0  # bytes of the room
+        self.left = 0  # of what was taken
+        self.parts: list[bytes] = []
+        self.held = b""  # half an event
         self.whole = True  # everything the caller has is kept, to the end of an event
         self.failed = b""  # the event in which the server said so
 
     def through(self, chunk: bytes) -> bytes:
         """Take a chunk; return what may be passed on now."""
-        # In line, because this runs for every chunk of every stream.
-        # What has failed says so last, and what ends in its choices says no such thing.
-        if self._held or not (
-            chunk.endswith(_PLAIN) or (chunk.endswith(b"\n\n") and chunk.find(_WORD) < 0)
+        if self.held or not (
+            chunk.endswith(PLAIN) or (chunk.endswith(b"\n\n") and chunk.find(_WORD) < 0)
         ):
             return self._cut(chunk)
-        left = self._left - len(chunk)
-        if left >= 0:
-            self._left = left
-            self._parts.append(chunk)
-        else:
-            self._keep(chunk)
+        self._keep(chunk)
         return chunk
 
     @property
     def holds_back(self) -> bool:
         """Whether less was passed on than came in."""
-        return bool(self._held or self.failed)
+        return bool(self.held or self.failed)
 
     def rest(self) -> bytes:
         """Return what is still held back; to be passed on when the stream ends by itself."""
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         return held
 
     def begin_again(self) -> None:
         """Forget what nobody will finish: half an event, and the failure."""
-        self._held = self.failed = b""
+        self.held = self.failed = b""
 
     def delivered(self) -> bytes:
         """Return everything that was passed on."""
-        if len(self._parts) > 1:
-            self._parts = [b"".join(self._parts)]
-        return self._parts[0] if self._parts else b""
+        if len(self.parts) > 1:
+            self.parts = [b"".join(self.parts)]
+        return self.parts[0] if self.parts else b""
 
     def close(self) -> None:
         """Give the room back."""
         self._room.used -= self._taken
-        self._taken = self._left = 0
-        self._parts = []
+        self._taken = self.left = 0
+        self.parts = []
 
     def _cut(self, chunk: bytes) -> bytes:
         """Take a chunk that may not be passed on as it is."""
-        data = self._held + chunk if self._held else chunk
-        self._held = b""
+        data = self.held + chunk if self.held else chunk
+        self.held = b""
         end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _ENDS)
         if (failure := _failure_in(data, end)) is not None:
             begins, ends = failure
@@ -107,7 +106,7 @@ class KeptStream:
         if len(held) > MOST_HELD:
             self._give_up()
             return data
-        self._held = held
+        self.held = held
         passed = data[:end] if held else data
         if passed:
             self._keep(passed)
@@ -117,11 +116,11 @@ class KeptStream:
         if not self.whole:
             return
         size = len(passed)
-        if size > self._left and not self._take(size - self._left):
+        if size > self.left and not self._take(size - self.left):
             self._give_up()
             return
-        self._left -= size
-        self._parts.append(passed)
+        self.left -= size
+        self.parts.append(passed)
 
     def _take(self, needed: int) -> bool:
         """Take some of the room; tell whether there was enough."""
@@ -131,7 +130,7 @@ class KeptStream:
             return False
         taken = max(needed, min(STEP, most))
         self._taken += taken
-        self._left += taken
+        self.left += taken
         room.used += taken
         return True
 

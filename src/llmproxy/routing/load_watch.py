@@ -170,13 +170,10 @@ class LoadWatch:
 
 
 def wants_header(server: Server, now: float) -> bool:
-    """Tell whether the next answer of a server should carry its load.
+    """Tell whether the next answer of a server that can say its load should do so.
 
-    vLLM sends it with answers that are no streams, and gathers all of its metrics for it: it is
-    for when its page is out of our reach.
+    vLLM gathers all of its metrics for it: it is for when its page is out of our reach.
     """
-    if server.upstream.preset != "vllm":
-        return False
     return server.load is None or now - server.load.seen_at > HEADER_AFTER
 
 

@@ -20,12 +20,8 @@ class Places:
         self._most = most
         self._within = within
         self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}
-        self._count = 0
-
-    @property
-    def waiting(self) -> int:
+        self.waiting = 0
         """How many wait, for whatever model."""
-        return self._count
 
     def are_waited_for(self, model: str | None) -> bool:
         """Tell whether somebody waits for this model, before whom nobody else may be served."""
@@ -41,12 +37,12 @@ class Places:
         `first`: it was this one's turn already, and somebody was faster. Who has waited must
         `pass_on` the turn when it goes on, with a place or without.
         """
-        if self._count >= self._most:
+        if self.waiting >= self._most:
             raise _full()
         called = asyncio.get_running_loop().create_future()
         row = self._waiting.setdefault(model, deque())
         (row.appendleft if first else row.append)(called)
-        self._count += 1
+        self.waiting += 1
         try:
             while not called.done():
                 left = until - clock.now()
@@ -60,7 +56,7 @@ class Places:
                 self._wake(model)  # it was our turn, and now it is the next one's
             raise
         finally:
-            self._count -= 1
+            self.waiting -= 1
             if called in row:
                 row.remove(called)
             if not row and self._waiting.get(model) is row:

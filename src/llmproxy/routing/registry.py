@@ -110,6 +110,7 @@ class Registry:
             self._seeing_off.cancel()
         everybody = (*self.servers, *self._leaving)
         self.servers = ()
+        Server.changes += 1
         self._sources.clear()
         self._leaving.clear()
         for server in everybody:
@@ -137,6 +138,7 @@ class Registry:
 
     def _changed(self) -> None:
         self.servers = tuple(server for each in self._sources.values() for server in each.values())
+        Server.changes += 1
         for tell in self.on_change:
             tell()
 

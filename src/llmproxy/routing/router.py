@@ -9,13 +9,13 @@ from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.routing import policies
 from llmproxy.routing.aliases import Aliases
 from llmproxy.routing.choosing import Choosing
-from llmproxy.routing.course import Course, Turn
+from llmproxy.routing.course import Attempt, Choose, Course
 from llmproxy.routing.fallbacks import Fallbacks
 from llmproxy.routing.prefix import PrefixMemory
 from llmproxy.routing.registry import Registry
 from llmproxy.routing.retry import REPLAY_SAFE, History, RetryBudget
 from llmproxy.routing.rules import Facts, Rules
-from llmproxy.routing.server import Server
+from llmproxy.routing.server import Server, ready_of
 from llmproxy.routing.session import session_of
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -32,6 +32,13 @@ class Wish(NamedTuple):
     body: bytes | None  # None for an upload, which can be sent once
     key: str | None  # who is calling
     facts: Callable[[], Facts]  # what rules ask for
+
+
+class Lane(NamedTuple):
+    """Who could answer for a model, and how one of them is chosen."""
+
+    servers: Sequence[Server]
+    choose: Choose | None  # None: more of a request matters for that than its model
 
 
 class Router:
@@ -58,42 +65,66 @@ class Router:
         self._budget = RetryBudget(now)
         self._turns: dict[str | None, policies.RoundRobin] = {}
         self._prefixes = PrefixMemory()
-        self._known: dict[str | None, Sequence[Server]] = {}  # who could answer, by model
-        self._known_of: Sequence[Server] = ()
-        self._known_at = -1
+        self._lanes: dict[str | None, Lane] = {}  # by model
+        self._lanes_at = -1  # what `Server.changes` was then
 
-    def first(self, wish: Wish) -> Turn | None:
+    def usual(self, endpoint: Endpoint, model: str | None) -> Attempt | None:
+        """Return the first attempt of a request of which nothing but its model matters.
+
+        That is nearly every one. None: something else does, or no server is ready for it.
+        """
+        if endpoint.native or endpoint.management:
+            return None
+        lane = self._lanes.get(model) if self._lanes_at == Server.changes else None
+        if lane is None:
+            lane = self._lane(model)
+        if lane.choose is None:
+            return None
+        now = self._now()
+        ready = lane.servers
+        for server in ready:
+            if not server.breaker.closed or server.busy_until > now or server.most:
+                ready = ready_of(ready, now)  # nearly always all of them are
+                break
+        if not ready:
+            return None
+        self._budget.request(now)
+        server = lane.choose(ready) if len(ready) > 1 else ready[0]
+        return Attempt(server, model, probe=not server.breaker.closed and server.breaker.begin())
+
+    def first(self, wish: Wish) -> Attempt | None:
         """Return the first attempt, if there is a server for it that is well and has a place.
 
-        For nearly every request that is all; a course is for those that need more.
+        A course is for those that need more.
         """
         model, tags = self._wanted(wish)
-        able = self.candidates(model, wish, tags) if tags else self._usual(model, wish)
+        if tags or wish.endpoint.native or wish.endpoint.management:
+            able = self.candidates(model, wish, tags)
+        else:
+            able = self._lane(model).servers
         now = self._now()
-        ready = [each for each in able if each.ready(now)]
+        ready = ready_of(able, now)
         if not ready:
             return None
         self._budget.request(now)
         server = self._choose(ready, wish, model)
-        return Turn(server, model, server.breaker.begin())
+        return Attempt(server, model, probe=server.breaker.begin())
 
-    def _usual(self, model: str | None, wish: Wish) -> Sequence[Server]:
-        """Return the candidates, which stay the same until something about a server changes."""
-        endpoint = wish.endpoint
-        if endpoint.native or endpoint.management:
-            return self.candidates(model, wish)
-        servers = self.registry.servers
-        if self._known_of is not servers or self._known_at != Server.changes:
-            self._known_of, self._known_at = servers, Server.changes
-            self._known.clear()
-        known = self._known.get(model)
-        if known is None:
-            known = self.candidates(model, wish)
-            if len(self._known) < _MOST_ROWS:
-                self._known[model] = known
-        return known
+    def _lane(self, model: str | None) -> Lane:
+        """Return the lane of a model, made once until something about a server changes."""
+        if self._lanes_at != Server.changes:
+            self._lanes_at = Server.changes
+            self._lanes.clear()
+        lane = self._lanes.get(model)
+        if lane is None:
+            more = self._rules or model in self.aliases.names
+            choose = None if more else self._chooser(model)
+            lane = Lane(_candidates(self.registry.servers, model), choose)
+            if len(self._lanes) < _MOST_ROWS:
+                self._lanes[model] = lane
+        return lane
 
-    def course(self, wish: Wish, first: Turn | None = None) -> Course:
+    def course(self, wish: Wish, first: Attempt | None = None) -> Course:
         """Return the way of one request, of which the first attempt may have been made."""
         model, tags = self._wanted(wish)
         if first is not None:
@@ -142,36 +173,34 @@ class Router:
             servers = [server for server in servers if serves(server.upstream, wish.path)]
         if tags:
             servers = [server for server in servers if not tags.isdisjoint(server.upstream.tags)]
-        able: list[Server] = []
-        perhaps: list[Server] = []
-        all_up = True
-        for server in servers:
-            known = server.knows(model)
-            if known is not False and not server.draining:
-                (able if known else perhaps).append(server)
-                all_up = all_up and server.up
-        able = able or perhaps
-        return able if all_up else [server for server in able if server.up] or able
+        return _candidates(servers, model)
 
     def _choose(self, able: Sequence[Server], wish: Wish, model: str | None) -> Server:
         if len(able) == 1:
             return able[0]
+        if (choose := self._chooser(model)) is not None:
+            return choose(able)
         match self._choosing.policy_for(model):
-            case "least_load":
-                return policies.least_load(able)
-            case "round_robin":
-                return self._turns_of(model)(able)
-            case "weighted":
-                return policies.weighted(able)
-            case "p2c":
-                return policies.p2c(able)
-            case "latency":
-                return policies.latency(able)
             case "prefix" if wish.body:
                 return self._prefixes.choose(able, wish.body)
             case "session" if (session := self._session(wish)) is not None:
                 return policies.bounded_hash(able, session)
         return policies.least_load(able)
+
+    def _chooser(self, model: str | None) -> Choose | None:
+        """Return what chooses a server by nothing but the servers; None if more has to be known."""
+        match self._choosing.policy_for(model):
+            case "least_load":
+                return policies.least_load
+            case "round_robin":
+                return self._turns_of(model)
+            case "weighted":
+                return policies.weighted
+            case "p2c":
+                return policies.p2c
+            case "latency":
+                return policies.latency
+        return None
 
     def _turns_of(self, model: str | None) -> policies.RoundRobin:
         # Models that share servers take turns of their own: one row for all of them would
@@ -195,6 +224,20 @@ class Router:
 
 
 _MOST_ROWS = 1024
+
+
+def _candidates(servers: Sequence[Server], model: str | None) -> Sequence[Server]:
+    """Return those that have a model, else those that may; of these the healthy ones."""
+    able: list[Server] = []
+    perhaps: list[Server] = []
+    all_up = True
+    for server in servers:
+        known = server.knows(model)
+        if known is not False and not server.draining:
+            (able if known else perhaps).append(server)
+            all_up = all_up and server.up
+    able = able or perhaps
+    return able if all_up else [server for server in able if server.up] or able
 
 
 def _user_in(body: bytes) -> str | None:

@@ -1,6 +1,6 @@
 """One model server: the way to it, and what is known of how it is."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, ClassVar
 
 from llmproxy import clock
@@ -38,6 +38,9 @@ class Server:
         self.transport = transport
         self.breaker = breaker or Breaker(now)
         self.most = upstream.max_inflight if most is None else most
+        self.tells_load = upstream.preset == "vllm"
+        """Whether an answer that is no stream says how busy it is, when it is asked to."""
+
         self.inflight = 0
         self.load: EngineLoad | None = None
         self._documents: Mapping[str, Mapping[str, Any]] | None = None
@@ -129,15 +132,6 @@ class Server:
         """Whether it has as many of our requests as it may get."""
         return 0 < self.most <= self.inflight
 
-    def ready(self, now: float) -> bool:
-        """Whether it may be asked, has a place, and has not said that it is busy."""
-        breaker = self.breaker
-        return (
-            self.busy_until <= now
-            and not 0 < self.most <= self.inflight
-            and (breaker.closed or breaker.lets_through())
-        )
-
     @property
     def busy(self) -> bool:
         """Whether anything is being asked of it: by a request, or by a probe of ours."""
@@ -190,6 +184,17 @@ class Server:
     def _faded(self) -> float:
         factor: float = 0.5 ** ((self._now() - self._measured_at) / HALF_LIFE)
         return factor
+
+
+def ready_of(servers: Iterable[Server], now: float) -> list[Server]:
+    """Return those that may be asked, have a place, and have not said that they are busy."""
+    return [
+        server
+        for server in servers
+        if server.busy_until <= now
+        and not 0 < server.most <= server.inflight
+        and (server.breaker.closed or server.breaker.lets_through())
+    ]
 
 
 def _has(names: Container[str], model: str) -> bool:

@@ -1,0 +1,45 @@
+"""What the ways of all requests over the servers have in common."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from llmproxy.context import RequestContext
+from llmproxy.errors import present
+from llmproxy.metrics import Metrics
+from llmproxy.records import Ending
+from llmproxy.routing.kept import KeptStream, Room
+from llmproxy.routing.places import Places
+from llmproxy.routing.router import Router
+
+Rescue = Literal["off", "same_model", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all requests are sent on their way with."""
+
+    router: Router
+    refresh: Callable[[], Awaitable[None]]
+    """Has every server asked anew for its models."""
+
+    places: Places
+    room: Room
+    rescue: Rescue
+    first_token: float
+    """Seconds after which a stream is tried elsewhere; 0 = never."""
+
+    total: float
+    """Seconds after which a request must be over; 0 = never."""
+
+    metrics: Metrics
+
+    def keeps(self, ctx: RequestContext) -> KeptStream | None:
+        """Return what keeps a stream, if it could be gone on with."""
+        asked = present(ctx.inference, "inference")
+        if self.rescue == "off" or asked.choices != 1:
+            return None
+        text = present(ctx.endpoint, "endpoint").ending is Ending.CHAT
+        if text and isinstance(ctx.body, bytes) and len(self.router.registry.servers) > 1:
+            return KeptStream(self.room)
+        return None
