@@ -17,6 +17,7 @@ from llmproxy.errors import (
     Stopped,
     UpstreamBroken,
     UpstreamTimeout,
+    present,
 )
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.observe import ObserveMiddleware
@@ -25,7 +26,7 @@ from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.protocol.usage_tap import UsageTap
 from llmproxy.records import Ending, InferenceRequest, Principal
-from llmproxy.types import ASGIApp, Header, Receive, Scope, Send
+from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 from tests.support.asgi import Exchange, cancel_in_flight, drive
 from tests.support.rig import KeptLog, sample
 from tests.support.upstream import chat_events
@@ -449,6 +450,78 @@ async def test_the_end_is_told_to_the_tap() -> None:
     await Observed(asking).drive()
 
     assert finished == [True]
+
+
+async def test_what_somebody_else_tells_the_tap_is_not_told_twice() -> None:
+    """A layer that looks at every piece tells of them itself; the end it does not know."""
+    seen: list[tuple[int, bool]] = []
+    last = {"type": "http.response.body", "body": STREAM[0], "more_body": False}
+
+    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
+        ctx = get_context(scope)
+        tap = ctx.tap = UsageTap(CHAT, InferenceRequest("m", stream=True))
+        trace = tap.watch()
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEAD})
+        trace.note(STREAM[0])
+        await send({**last, "more_body": True})
+        seen.append((tap.tokens_so_far, tap.finished))
+        await send(last)
+        seen.append((tap.tokens_so_far, tap.finished))
+
+    await Observed(telling).drive()
+
+    assert seen == [(1, False), (1, True)]
+
+
+class Wire(Writer):
+    """A server that takes pieces at once, as ours does."""
+
+    async def send(self, message: Message) -> None:
+        """Take it."""
+
+    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
+        """Take it."""
+
+    def write(self, body: bytes) -> bool:
+        return True
+
+    def end(self, body: bytes) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("way", ["one_message", "messages", "at_once", "pieces_at_once"])
+async def test_however_an_answer_is_sent_the_tap_is_told_of_it(way: str) -> None:
+    """Of all of it, once."""
+    answer = b'{"choices":[],"usage":{"prompt_tokens":30,"completion_tokens":2}}'
+    head = [(b"content-type", b"application/json")]
+    pieces = [answer] if way == "one_message" else [answer[:9], answer[9:40], answer[40:]]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        ctx = get_context(scope)
+        ctx.tap = UsageTap(CHAT, InferenceRequest("m"))
+        writer = present(writer_of(send), "writer")
+        if way == "at_once":
+            writer.begin(200, head)
+            writer.end(answer)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        for piece in pieces[:-1]:
+            if way == "messages":
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            else:
+                writer.write(piece)
+        await send({"type": "http.response.body", "body": pieces[-1], "more_body": False})
+
+    observed = Observed(app)
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "client": None}
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    await observed.app(scope, receive, Wire().send)
+
+    assert (observed.line["prompt_tokens"], observed.line["completion_tokens"]) == (30, 2)
+    assert observed.line["tokens_estimated"] is None
 
 
 async def test_the_line_says_who_was_calling() -> None:

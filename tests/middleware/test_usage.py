@@ -232,6 +232,14 @@ async def test_an_engine_that_refuses_the_option_is_asked_without_it(status: int
     assert first.outgoing is None
 
 
+def asking() -> RequestContext:
+    """Return the context of a request for a stream."""
+    path = b"/v1/chat/completions"
+    return make_context(
+        endpoint=UNDERSTOOD[path], path=path, body=BODY, inference=read_inference(BODY)
+    )
+
+
 class Wire(Writer):
     """A server that takes pieces of a body at once, as ours does."""
 
@@ -274,12 +282,9 @@ class Flowing(Engine):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def written(app: ASGIApp) -> Wire:
+async def written(app: ASGIApp, ctx: RequestContext | None = None) -> Wire:
     """Drive the layer under a server that takes pieces at once."""
-    path = b"/v1/chat/completions"
-    ctx = make_context(
-        endpoint=UNDERSTOOD[path], path=path, body=BODY, inference=read_inference(BODY)
-    )
+    ctx = ctx if ctx is not None else asking()
     wire = Wire()
 
     async def receive() -> Message:
@@ -297,6 +302,52 @@ async def test_pieces_that_are_written_at_once_are_looked_at_too() -> None:
         wire = await written(UsageMiddleware(Flowing(chunks)))
 
         assert b"".join(wire.pieces) == b"".join(WORDS)
+
+
+OTHERS = {
+    "vllm": WORDS[1],
+    "sglang": WORDS[1].replace(b"}]}\n\n", b'}],"usage":null}\n\n'),
+    "llama.cpp": WORDS[1].replace(b"}]}\n\n", b'}],"object":"chat.completion.chunk"}\n\n'),
+    "crlf": WORDS[1].replace(b"\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["as_messages", "at_once"])
+@pytest.mark.parametrize("word", OTHERS.values(), ids=OTHERS.keys())
+@pytest.mark.parametrize("count", [COUNT, COUNT.replace(b"\n", b"\r"), WORDS[1] + COUNT])
+async def test_a_long_stream_is_counted_and_its_count_taken_out(
+    at_once: bool, word: bytes, count: bytes
+) -> None:
+    """However its events end, and whatever stands in one piece with the count."""
+    cut = [word + word[:30], word[30:] + word[:50], word[50:]]  # the ends are held back
+    pieces = [*[word] * 100, *cut, word, count + word, word + count, word, WORDS[-1]]
+    stream = b"".join(pieces)
+    for ours in (COUNT, COUNT.replace(b"\n", b"\r")):
+        stream = stream.replace(ours, b"")
+    ctx = asking()
+
+    if at_once:
+        wire = await written(UsageMiddleware(Flowing(pieces)), ctx)
+        assert b"".join(wire.pieces) == stream
+    else:
+        seen = await drive(UsageMiddleware(Engine(pieces)), ctx=ctx, body=BODY)
+        assert seen.body == stream
+
+    assert ctx.tap is not None
+    assert ctx.tap.tokens_so_far == stream.count(b'"choices"')
+    assert ctx.tap.usage() == Usage(30, 2)
+
+
+async def test_a_count_in_the_last_event_of_the_answer_is_read() -> None:
+    """Although such events are only counted: the last of them is looked at, where it stands."""
+    last = WORDS[1].replace(b'"choices"', COUNT[19:-3] + b',"choices"')
+    ctx = asking()
+
+    wire = await written(UsageMiddleware(Flowing([*[WORDS[1]] * 100, last, WORDS[-1]])), ctx)
+
+    assert wire.pieces[-3:] == [last, WORDS[-1], b""]
+    assert ctx.tap is not None
+    assert ctx.tap.usage() == Usage(30, 2)
 
 
 async def test_a_refusal_that_is_written_at_once_is_held_back() -> None:

@@ -1,7 +1,7 @@
 """What a request has used, told from the bytes of its answer."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy import codec
+from llmproxy.protocol import usage_tap
 from llmproxy.protocol.endpoints import NATIVE, UNDERSTOOD
-from llmproxy.protocol.usage_tap import HEAD, LARGE_CHUNK, MOST_CHUNKS, TAIL, Charge, UsageTap
+from llmproxy.protocol.usage_plain import plain_usage
+from llmproxy.protocol.usage_tap import Charge, UsageTap
+from llmproxy.protocol.usage_trace import HEAD, LARGE_CHUNK, MOST_CHUNKS, TAIL
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 
 CHAT = UNDERSTOOD[b"/v1/chat/completions"]
@@ -313,25 +316,63 @@ def test_what_the_server_has_counted_holds(name: str) -> None:
     assert tapped(endpoint, content_type, pieces).usage() == expected
 
 
-def test_an_answer_that_has_ended_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_report
+@pytest.mark.parametrize("counted_first", [False, True], ids=["usage_first", "count_first"])
+def test_an_answer_that_is_there_as_a_whole_is_like_any_other(
+    name: str, counted_first: bool
+) -> None:
+    """It is not looked at before somebody asks, and it does not matter what is asked first."""
+    endpoint, content_type, pieces, expected = REPORTED[name]
+    tap = UsageTap(endpoint, ASKED)
+    tap.complete(200, [(b"content-type", content_type)], b"".join(pieces))
+    tokens = tapped(endpoint, content_type, pieces).tokens_so_far
+
+    assert not counted_first or tap.tokens_so_far == tokens
+    assert tap.usage() == expected
+    assert tap.tokens_so_far == tokens
+    assert tap.finished
+
+
+def test_a_whole_answer_that_is_no_success_costs_nothing() -> None:
+    """However it was told."""
+    tap = UsageTap(CHAT, ASKED)
+    tap.complete(400, [(b"content-type", JSON)], line(counts(30, 5)))
+
+    assert tap.usage() is None
+    assert tap.tokens_so_far == 0
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said", "plainly"),
+    [
+        pytest.param(CHAT, {"prompt_tokens": 30, "completion_tokens": 5}, True, id="plain"),
+        pytest.param(
+            MESSAGES, {"input_tokens": 30, "output_tokens": 5}, False, id="another_dialect"
+        ),
+    ],
+)
+def test_an_answer_that_has_ended_is_read_once(
+    monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint, said: dict[str, int], plainly: bool
+) -> None:
     """It is asked for by everybody who charges for it, counts it or writes it down."""
-    reads = 0
-    loads = codec.loads
+    reads: list[object] = []
 
-    def counted(data: bytes) -> object:
-        nonlocal reads
-        reads += 1
-        return loads(data)
+    def noting(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def noted(data: bytes) -> Any:
+            reads.append(read)
+            return read(data)
 
-    monkeypatch.setattr(codec, "loads", counted)
-    answer = json.dumps({"choices": [], **counts(30, 5)}).encode()
-    tap = UsageTap(UNDERSTOOD[b"/v1/chat/completions"], InferenceRequest())
-    tap.begin(200, [(b"content-type", b"application/json")])
-    tap.note(answer)
-    tap.end()
+        return noted
 
+    loads, plain = codec.loads, plain_usage
+    monkeypatch.setattr(codec, "loads", noting(loads))
+    monkeypatch.setattr(usage_tap, "plain_usage", noting(plain))
+    tap = UsageTap(endpoint, InferenceRequest())
+    tap.complete(200, [(b"content-type", JSON)], line({"choices": [], "usage": said}))
+
+    assert not reads
     assert tap.usage("none") == tap.usage() == tap.usage("reported") == Usage(30, 5)
-    assert reads == 1
+    assert reads == ([plain] if plainly else [loads])
 
 
 @every_report
@@ -564,10 +605,22 @@ def test_memory_is_bounded() -> None:
     pieces = [b'data: {"choices":[{"delta":{"content":"', *[b"x" * 65_536] * 256, b'"}}]}\n\n']
     for piece in [*pieces, *[b"x"] * 10_000, *[b"x" * LARGE_CHUNK] * 1000]:
         tap.note(piece)
-        kept = len(tap._head) + len(tap._tail) + sum(map(len, tap._parts))
+        trace = tap._trace
+        assert trace is not None
+        kept = len(trace.head) + len(trace.tail) + sum(map(len, trace._parts))
         assert kept <= HEAD + TAIL + MOST_CHUNKS * LARGE_CHUNK
 
     assert tap.usage() == Usage(PROMPT, 1, estimated=True)
+
+
+def test_a_long_answer_is_not_kept_until_somebody_asks() -> None:
+    """Only a short one is."""
+    tap = UsageTap(CHAT, ASKED)
+    body = line({"choices": [{"message": {"content": "x" * 100_000}}], **counts(30, 5)})
+    tap.complete(200, [(b"content-type", JSON)], body)
+
+    assert tap._whole is None
+    assert tap.usage() == Usage(30, 5)
 
 
 def test_what_a_prompt_or_a_model_says_is_no_count() -> None:

@@ -4,7 +4,7 @@ Its attempts, its body and what is kept of a stream know of each other while it 
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import orjson
 import pytest
@@ -22,19 +22,24 @@ KINDS = (RequestContext, Journey, KeptStream, Trial)
 BROKEN = b"500 Internal Server Error"
 
 
+Kept = Callable[[], list[str]]
+
+
 @pytest.fixture
-def no_collector() -> Iterator[None]:
+def kept() -> Iterator[Kept]:
+    """Tell what is left, without the collector; a test that has failed before keeps its own."""
     gc.collect()
     gc.disable()
-    yield
+    before = {id(each) for each in gc.get_objects() if isinstance(each, KINDS)}
+
+    def since() -> list[str]:
+        found = (each for each in gc.get_objects() if isinstance(each, KINDS))
+        return [type(each).__name__ for each in found if id(each) not in before]
+
+    yield since
     gc.enable()
 
 
-def kept() -> list[str]:
-    return [type(each).__name__ for each in gc.get_objects() if isinstance(each, KINDS)]
-
-
-@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize(
     ("first", "stream"),
     [
@@ -45,7 +50,7 @@ def kept() -> list[str]:
         pytest.param(breaking("Hello there", Exchange.reset), True, id="rescued"),
     ],
 )
-async def test_nothing_is_left_of_a_request(first: Answering, stream: bool) -> None:
+async def test_nothing_is_left_of_a_request(first: Answering, stream: bool, kept: Kept) -> None:
     """Wherever it went."""
     async with fleet(first, speaking("Hello there")) as (proxy, _):
         body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": "hi"}]}
@@ -54,8 +59,7 @@ async def test_nothing_is_left_of_a_request(first: Answering, stream: bool) -> N
         await eventually(lambda: not kept(), "everything was let go")
 
 
-@pytest.mark.usefixtures("no_collector")
-async def test_nothing_is_left_when_all_attempts_fail() -> None:
+async def test_nothing_is_left_when_all_attempts_fail(kept: Kept) -> None:
     """Failures have frames, and these have everything."""
     async with fleet(dropping, failing(BROKEN)) as (proxy, _):
         await proxy.ask(request_bytes(b"/v1/chat/completions"))

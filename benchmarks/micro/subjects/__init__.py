@@ -11,8 +11,22 @@ from benchmarks.micro.subjects import (
     server,
     settings,
     transport,
+    usage,
     whole,
 )
 
-PLACES = (whole, server, frame, limits, routing, relay, transport, protocol, log, metrics, settings)
+PLACES = (
+    whole,
+    server,
+    frame,
+    limits,
+    usage,
+    routing,
+    relay,
+    transport,
+    protocol,
+    log,
+    metrics,
+    settings,
+)
 """In the order of the table: from the outside in."""

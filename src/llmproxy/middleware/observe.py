@@ -11,6 +11,7 @@ Raises: (nothing)
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from llmproxy import clock
@@ -165,28 +166,29 @@ class ObserveMiddleware:
 class Sent:
     """What a client is sent on one request."""
 
-    __slots__ = ("_send", "ctx")
+    __slots__ = ("_note", "_send", "ctx")
 
     def __init__(self, ctx: RequestContext, send: Send) -> None:
         self.ctx = ctx
         self._send = send
+        self._note: Callable[[bytes], None] | None = None  # who wants to know of the pieces
 
     async def send(self, message: Message) -> None:
         ctx = self.ctx
         if message["type"] == "http.response.body":
             body = message.get("body", b"")
             ctx.sent += len(body)
-            tap = ctx.tap
-            if tap is not None:
-                tap.note(body)
+            note = self._note
             if not message.get("more_body", False):
                 ctx.complete = True
-                if tap is not None:
-                    tap.end()
+                if ctx.tap is not None:
+                    ctx.tap.end(body if note is not None else b"")
+            elif note is not None:
+                note(body)
         elif message["type"] == "http.response.start":
             ctx.status = message["status"]
             if ctx.tap is not None:
-                ctx.tap.begin(message["status"], message.get("headers", []))
+                self._note = ctx.tap.begin(message["status"], message.get("headers", []))
             headers = others(ctx, message.get("headers", ()))
             message = {**message, "headers": [*headers, *of_lines(own_lines(ctx))]}
         await self._send(message)
@@ -195,11 +197,12 @@ class Sent:
 class Written(Sent, Writer):
     """The same under our own server, which takes a piece of a body at once."""
 
-    __slots__ = ("_writer",)
+    __slots__ = ("_headers", "_writer")
 
     def __init__(self, ctx: RequestContext, send: Send, writer: Writer) -> None:
         self.ctx = ctx  # not by way of `super`, which every request would pay for
         self._send = send
+        self._note = None
         self._writer = writer
 
     def takes_whole(self, status: int) -> bool:
@@ -208,26 +211,21 @@ class Written(Sent, Writer):
     def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
         ctx = self.ctx
         ctx.status = status
-        if ctx.tap is not None:
-            ctx.tap.begin(status, headers)
+        self._headers = headers
         self._writer.begin(status, others(ctx, headers), lines + own_lines(ctx))
 
     def end(self, body: bytes) -> bool:
         ctx = self.ctx
         ctx.sent += len(body)
         ctx.complete = True
-        tap = ctx.tap
-        if tap is not None:
-            tap.note(body)
-            tap.end()
+        if ctx.tap is not None:
+            ctx.tap.complete(ctx.status or 0, self._headers, body)
         return self._writer.end(body)
 
     def write(self, body: bytes) -> bool:
-        ctx = self.ctx
-        ctx.sent += len(body)
-        tap = ctx.tap
-        if tap is not None:
-            tap.note(body)
+        self.ctx.sent += len(body)
+        if self._note is not None:
+            self._note(body)
         return self._writer.write(body)
 
     async def room(self) -> None:

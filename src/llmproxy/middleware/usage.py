@@ -2,7 +2,8 @@
 
 The tap is only set up here: it is told of the answer by observe, which sees what the client
 gets. Where a stream would not say what it has counted, the model server is asked to, and what
-it says is taken out again: a caller gets the stream that it would have got without us.
+it says is taken out again: a caller gets the stream that it would have got without us. As each
+piece of such a stream is looked at here, the tap is told of it here, and is spared its own look.
 
 Around the layers that have to do with the cost of a request, for they ask the tap. When a
 server refuses the option they run once more, for another attempt is made; that happens once an
@@ -17,12 +18,13 @@ from collections.abc import Awaitable
 
 from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import present
+from llmproxy.errors import missing, present
 from llmproxy.protocol.response_head import Kind, kind_of
 from llmproxy.protocol.splice import STEP, Pieces, joined
-from llmproxy.protocol.usage_chunk import USAGE, WHOLE, UsageChunk
+from llmproxy.protocol.usage_chunk import UsageChunk, end_of_answers
 from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
 from llmproxy.protocol.usage_tap import METERED, UsageTap
+from llmproxy.protocol.usage_trace import CR, LF, Trace
 from llmproxy.records import Ending, InferenceRequest
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, Writer, writer_of
 
@@ -42,12 +44,16 @@ class UsageMiddleware:
             return self.app(scope, receive, send)
 
         ctx = get_context(scope)
-        endpoint = present(ctx.endpoint, "endpoint")
+        endpoint = ctx.endpoint
+        if endpoint is None:
+            raise missing("endpoint")
         metered = scope["method"] == "POST" and endpoint.name in METERED
         if not metered or ctx.tap is not None:  # or another layer of this app has it in hand
             return self.app(scope, receive, send)
 
-        asked = present(ctx.inference, "inference")
+        asked = ctx.inference
+        if asked is None:
+            raise missing("inference")
         tap = ctx.tap = UsageTap(endpoint, asked)
         outgoing = self._with_option(ctx, asked) if asked.stream else None
         if outgoing is None:
@@ -100,13 +106,14 @@ class UsageMiddleware:
 class _Answer:
     """An answer to a request that had the option put in."""
 
-    __slots__ = ("_chunk", "_held", "_passing", "_send", "_size", "_tap", "refused")
+    __slots__ = ("_chunk", "_held", "_passing", "_send", "_size", "_tap", "_trace", "refused")
 
     def __init__(self, send: Send, tap: UsageTap) -> None:
         self._send = send
         self._tap = tap
         self._passing = False  # there is nothing to take out of it
         self._chunk: UsageChunk | None = None
+        self._trace: Trace | None = None
         self._held: list[Message] = []  # what may be the refusal of the option
         self._size = 0
         self.refused = False
@@ -115,16 +122,30 @@ class _Answer:
         """Send what goes to the client. No coroutine, because that would cost 0.1 us a chunk."""
         if self._passing:
             return self._send(message)
-        if self._chunk is None:
+        trace = self._trace
+        if trace is None:
             return self._begin(message)
         body = message.get("body", b"")
-        going = self._chunk.passed(body if type(body) is bytes else bytes(body))
         more = message.get("more_body", False)
-        if not more:
-            going += self._chunk.rest()
+        if more and type(body) is bytes and trace.counts(body):
+            return self._send(message)
+        going = self._passed(body if type(body) is bytes else bytes(body), last=not more)
         if going is body:
             return self._send(message)
         return self._send({**message, "body": going}) if going or not more else _nothing()
+
+    def _passed(self, body: bytes, *, last: bool = False) -> bytes:
+        """Return what of a piece goes to the client; the tap is told of just that."""
+        chunk, trace = self._chunk, self._trace
+        assert chunk is not None and trace is not None
+        going = chunk.passed(body)
+        if last:
+            going += chunk.rest()
+        trace.recall()
+        if going:
+            trace.note(going)
+        trace.usual = end_of_answers(going) if chunk.plain else b""
+        return going
 
     async def release(self) -> None:
         """Send what was held back, for it was no refusal of the option."""
@@ -140,6 +161,7 @@ class _Answer:
                 self._held.append(message)
             elif message["status"] == 200 and kind_of(message.get("headers", [])) is Kind.EVENTS:
                 self._chunk = UsageChunk(self._tap.report)
+                self._trace = self._tap.watch()
                 # It becomes shorter than it may have been said to be.
                 kept = [each for each in message["headers"] if each[0] != b"content-length"]
                 await self._send({**message, "headers": kept})
@@ -169,11 +191,15 @@ class _Written(_Answer, Writer):
 
     def write(self, body: bytes) -> bool:
         """Send a piece that is not the last; its head has been sent, or is held back."""
-        chunk = self._chunk
-        if chunk is not None:
-            # So begins `passed`, too; to call it would be half of what all this costs a chunk.
-            if not chunk.plain or not body.endswith(WHOLE) or body.rfind(USAGE) >= 0:
-                body = chunk.passed(body)
+        trace = self._trace
+        if trace is not None:
+            # As `counts` has it, too; to call it would be a fifth of all this costs a chunk.
+            event = body.removesuffix(trace.usual)
+            if event is not body and LF not in event and CR not in event:
+                trace.events += 1
+                trace.latest = body
+                return self._writer.write(body)
+            body = self._passed(body)
             return self._writer.write(body) if body else True
         if self._passing:
             return self._writer.write(body)

@@ -16,8 +16,11 @@ MOST_HELD = 4096  # bytes; the event has 300 to 600 in every engine we know
 
 # Two ends of lines in a row. A CR may be half of a CRLF; whether it is shows in the next byte.
 _END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
-WHOLE = (b"\n\n", b"\r\n\r\n")  # what a chunk of whole events ends with
-USAGE = b'"usage"'
+_WHOLE = (b"\n\n", b"\r\n\r\n")  # what a chunk of whole events ends with
+_USAGE = b'"usage"'
+# What ends so, if it has one line, is not the event in question. Its last member is a list with
+# an object in it, and beside a count stands an empty list; or it is a count not said yet.
+_ENDS_OF_ANSWERS = (b"}]}\n\n", b'"usage":null}\n\n')
 _LINES = re.compile(rb"\r\n|\n|\r")
 # What the event in question does not have: its data is an object with empty `choices`.
 _DATA = re.compile(rb"(?:\A|[\r\n])data: ?([^ \r\n])")
@@ -40,7 +43,7 @@ class UsageChunk:
     def passed(self, chunk: bytes) -> bytes:
         """Return what of a chunk goes on now."""
         # Searched from behind, which is twice as fast.
-        if self.plain and chunk.endswith(WHOLE) and chunk.rfind(USAGE) < 0:
+        if self.plain and chunk.endswith(_WHOLE) and chunk.rfind(_USAGE) < 0:
             return chunk
         going = self._sorted(chunk)
         self.plain = not (self._held or self._inside or self._swallow)
@@ -72,7 +75,7 @@ class UsageChunk:
         gone = 0  # up to where the data is passed on or taken out
         while (end := _END.search(data, start)) is not None:
             event = data[start : end.end()]
-            if USAGE in event and is_usage_chunk(event):
+            if _USAGE in event and is_usage_chunk(event):
                 # Ends of lines in front of it belong to what was before.
                 own = event.lstrip(b"\r\n")
                 going.append(data[gone : end.end() - len(own)])
@@ -91,6 +94,11 @@ class UsageChunk:
             return chunk
         going.append(data[gone:start])
         return b"".join(going)
+
+
+def end_of_answers(events: bytes) -> bytes:
+    """Return how the last of these events ends, if the one in question cannot end so."""
+    return next((end for end in _ENDS_OF_ANSWERS if events.endswith(end)), b"")
 
 
 def is_usage_chunk(event: bytes) -> bool:
