@@ -225,7 +225,7 @@ def _server(
 
     return Server(
         upstream,
-        transport_for(upstream),
+        transport_for(upstream, resent=lambda: metrics.attempt(upstream.name, "resent")),
         breaker=Breaker(clock.now, moved),
         most=part_of(upstream.max_inflight, settings.workers, place),
     )

@@ -22,9 +22,10 @@ from llmproxy.metrics import Metrics
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Clocks, Ending, Endpoint, Upstream
+from llmproxy.records import Clocks, Ending, Endpoint, InferenceRequest, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
 from llmproxy.routing.load_watch import ASK_FOR_LOAD, LOAD, heard
+from llmproxy.routing.retry import REPLAY_SAFE
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
@@ -146,6 +147,7 @@ class Forward:
             headers,
             b"" if body is None else body,
             self._repeated(scope, upstream, exchange),
+            _is_replay_safe(endpoint, present(ctx.inference, "inference")),
         )
 
     def _repeated(
@@ -173,3 +175,8 @@ class Forward:
         if notes is not None and (about in notes or len(notes) < MOST_NOTES):
             notes[about] = upstream, repeated
         return repeated
+
+
+def _is_replay_safe(endpoint: Endpoint, asked: InferenceRequest) -> bool:
+    """Tell whether a request can be done twice without harm, whatever its method."""
+    return endpoint.name in REPLAY_SAFE or (endpoint.name == "responses" and asked.unstored)

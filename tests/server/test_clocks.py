@@ -172,6 +172,24 @@ async def test_a_body_that_nobody_takes_is_not_late() -> None:
     assert answer.status == 204
 
 
+async def test_half_an_answer_before_a_late_body_does_not_look_whole() -> None:
+    """Where the end of the connection is the end of the answer, it is reset."""
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"half", more=True))
+        await over.wait()
+
+    async with asking(app, body_timeout=SHORT, linger=SHORT) as client:
+        client.send(b"POST / HTTP/1.0\r\nContent-Length: 4000\r\n\r\n")
+        await client.head()
+        await eventually(lambda: client.ended, "it was cut")
+        over.set()
+
+        assert client.was_reset
+
+
 async def test_an_answer_may_take_as_long_as_it_likes() -> None:
     """Once the request is there, the client has no clock."""
 

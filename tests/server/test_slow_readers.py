@@ -1,6 +1,7 @@
 """A client that does not take its answer holds little of ours, and not for long."""
 
 import asyncio
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from llmproxy.server.bounds import Bounds
-from tests.server.apps import GET, asking, body, saying, start
+from tests.server.apps import GET, OLD, Saying, asking, body, saying, start
 from tests.support.calls import eventually
 from tests.support.client import RawClient, request_bytes
 from tests.support.rig import proxied, served_here
@@ -18,7 +19,15 @@ SHORT = 0.5  # seconds
 LATE = 5.0  # seconds by which it must have been noticed
 PIECE = b"x" * 16_384
 OURS = 512 * 1024  # bytes of our memory for one reader who stands still
+LAST = request_bytes(b"/", method=b"GET", headers=[(b"connection", b"close")], body=None)
 SEND_BUFFER = 2 * 256 * 1024  # the kernel doubles what it is told
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Tell whether the kernel knows that the connection is over, whatever is still unread."""
+    over = select.poll()
+    over.register(sock.fileno(), select.POLLRDHUP)
+    return bool(over.poll(0))
 
 
 @asynccontextmanager
@@ -89,6 +98,37 @@ async def test_a_reader_that_stops_is_cut(half_closed: bool) -> None:
     assert given_up
     assert took < LATE
     assert client.read_bytes < 4 * 1024 * 1024
+
+
+LARGE = 4_000_000  # bytes; more than the kernel keeps of both sides
+WHOLE = start(200, (b"content-length", b"%d" % LARGE))
+CUT = {
+    "chunked": (saying(start(), *[body(PIECE, more=True)] * 100_000), GET),
+    "counted": (saying(WHOLE, *[body(PIECE, more=True)] * (LARGE // len(PIECE))), GET),
+    # Only the end of the connection tells that such an answer is complete.
+    "old": (saying(start(), *[body(PIECE, more=True)] * 100_000), OLD),
+    "old_and_said": (saying(start(), body(b"x" * LARGE)), OLD),
+    "said": (saying(WHOLE, body(b"x" * LARGE)), LAST),
+}
+
+
+@pytest.mark.parametrize(("app", "request_"), CUT.values(), ids=CUT.keys())
+async def test_a_reader_that_was_cut_knows_it(app: Saying, request_: bytes) -> None:
+    """It is reset: were it merely closed, half an answer could look like the whole of it."""
+    async with (
+        served_here(app, bounds=Bounds(write_timeout=SHORT, linger=SHORT), lifespan="off") as port,
+        narrow(port) as client,
+    ):
+        client.send(request_)
+        await client.head()
+        client.stop_reading()
+        # Until its kernel has heard of the end: it learns by what it is still sent, or by this.
+        await eventually(lambda: has_ended(client.socket), "it was cut")
+        client.go_on_reading()
+        await client.closed()
+
+        assert client.was_reset
+        assert client.read_bytes < LARGE
 
 
 async def test_a_reader_that_keeps_moving_is_not_cut() -> None:

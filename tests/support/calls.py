@@ -14,8 +14,14 @@ HEAD = Outgoing(b"HEAD", b"/v1/models", HOST)
 
 
 def post(body: bytes | Upload = b"{}", *, headers: Sequence[Header] = ()) -> Outgoing:
-    """Return a request with a body."""
-    return Outgoing(b"POST", b"/v1/chat/completions", [*HOST, *headers], body)
+    """Return a request with a body, which may be asked twice."""
+    target = b"/v1/chat/completions"
+    return Outgoing(b"POST", target, [*HOST, *headers], body, replay_safe=True)
+
+
+def order(body: bytes = b"{}") -> Outgoing:
+    """Return a request that must not be done twice."""
+    return Outgoing(b"POST", b"/v1/batches", HOST, body)
 
 
 class Pieces:

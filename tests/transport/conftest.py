@@ -1,6 +1,7 @@
 """Transports of both kinds, closed at the end of the test."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import httpx  # noqa: F401  # imported here, so that no coroutine has to wait for it
 import pytest
@@ -27,14 +28,31 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return chosen
 
 
+@dataclass
+class Resent:
+    """How often the transports of a test sent a request again."""
+
+    times: int = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
 @pytest.fixture
-async def connect(kind: Kind) -> AsyncIterator[Connect]:
+def resent() -> Resent:
+    """What the transports of the test count with."""
+    return Resent()
+
+
+@pytest.fixture
+async def connect(kind: Kind, resent: Resent) -> AsyncIterator[Connect]:
     """Make transports: `connect(server)`, or with the fields of `PoolLimits` by name."""
     made: list[Transport] = []
 
     def make(to: ScriptedServer | Upstream, **limits: float) -> Transport:
         upstream = to if isinstance(to, Upstream) else to.upstream
-        transport = transport_for(upstream, kind=kind, limits=PoolLimits(**limits))  # type: ignore[arg-type]  # counts and seconds
+        bounds = PoolLimits(**limits)  # type: ignore[arg-type]  # counts and seconds
+        transport = transport_for(upstream, kind=kind, limits=bounds, resent=resent)
         made.append(transport)
         return transport
 

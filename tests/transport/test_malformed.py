@@ -58,6 +58,8 @@ LENIENT_HEADS = {
     "length_list": OK + b"content-length: 5, 5\r\n\r\nhello",
     "length_empty": OK + b"content-length:\r\n\r\nhello",
     "length_of_30_digits": OK + b"content-length: " + b"1" * 30 + b"\r\n\r\nhello",
+    "http_2_0": b"HTTP/2.0 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+    "http_0_9_with_a_head": b"HTTP/0.9 200 OK\r\ncontent-length: 5\r\n\r\nhello",
     "folded": OK + b"x: a\r\n b\r\ncontent-length: 5\r\n\r\nhello",
     "length_twice_the_same": OK + b"content-length: 5\r\ncontent-length: 5\r\n\r\nhello",
     "lf_alone": b"HTTP/1.1 200 OK\ncontent-length: 5\n\nhello",

@@ -10,16 +10,17 @@ import pytest
 
 from llmproxy.errors import UpstreamBroken, UpstreamError
 from llmproxy.records import Upstream
-from llmproxy.transport import Transport
+from llmproxy.transport import Outgoing, Transport
 from llmproxy.types import Receive, Scope, Send
-from tests.support.calls import GET, ask, body_of, eventually, fetch, post, settle
+from tests.support.calls import GET, ask, body_of, eventually, fetch, order, post, settle
 from tests.support.clock import pass_time
 from tests.support.server import under_uvicorn
 from tests.support.upstream import Exchange, in_turn, json_answer, scripted
 from tests.support.wire import RESET_ON_CLOSE, patience
-from tests.transport.conftest import Connect, only_http1
+from tests.transport.conftest import Connect, Resent, only_http1
 
 ONCE = "httpx uses an HTTP/1 connection once: h11 would mix up answers"
+UNHURRIED = 5.0  # seconds; here both ends share a loop, and that a machine which may be busy
 OWN_CLOCK = "httpcore goes by a clock that no test can move"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
@@ -200,20 +201,20 @@ def once_then(death: Death) -> Death:
 @DEATHS
 @OUTGOING
 async def test_a_reused_connection_that_dies_is_replaced(
-    connect: Connect, death: Death, outgoing: object
+    connect: Connect, resent: Resent, death: Death, outgoing: Outgoing
 ) -> None:
     """Nothing was answered, so it is asked again, on a connection that is fresh; once."""
     async with scripted(in_turn(once_then(death), json_answer("fresh"))) as server:
-        transport = connect(server)
+        transport = connect(server, race=UNHURRIED)
         assert await fetch(transport) == (200, b"1")
         await settle()
-        call = await ask(transport, outgoing)  # type: ignore[arg-type]  # one of the two above
+        call = await ask(transport, outgoing)
 
         assert (call.status, await body_of(call)) == (200, b'"fresh"')
         assert not call.reused
         call.close()
 
-    assert server.accepted == 2
+    assert (server.accepted, resent.times) == (2, 1)
 
 
 @only_http1(ONCE)
@@ -221,7 +222,7 @@ async def test_a_reused_connection_that_dies_is_replaced(
 async def test_the_second_attempt_is_the_last(connect: Connect, death: Death) -> None:
     """A server that kills whoever asks is not asked a third time."""
     async with scripted(in_turn(once_then(death), death)) as server:
-        transport = connect(server)
+        transport = connect(server, race=UNHURRIED)
         await fetch(transport)
         await settle()
         with pytest.raises(UpstreamBroken):
@@ -242,6 +243,55 @@ async def test_a_fresh_connection_that_dies_is_not_replaced(connect: Connect, de
         assert server.accepted == 1
 
         assert await fetch(transport) == (200, b"{}")
+
+
+@only_http1(ONCE)
+@pytest.mark.clock
+@OUTGOING
+async def test_work_that_was_begun_is_not_begun_again(
+    connect: Connect, resent: Resent, outgoing: Outgoing
+) -> None:
+    """A server that closes an idle connection does so before it has read the request.
+
+    What breaks later breaks in the middle of work, and the caller decides what comes of it.
+    """
+    hold = asyncio.Event()
+
+    async def works(exchange: Exchange) -> None:
+        await exchange.request()
+        await hold.wait()
+        exchange.reset()
+
+    async with scripted(in_turn(once_then(works), json_answer("fresh"))) as server:
+        transport = connect(server)
+        await fetch(transport)
+        await settle()
+        asking = asyncio.create_task(ask(transport, outgoing))
+        await eventually(lambda: len(server.requests) == 2, "it was asked")
+        await pass_time(0.1)
+        hold.set()
+        with pytest.raises(UpstreamBroken):
+            await asking
+        await settle()
+
+        assert (server.accepted, resent.times) == (1, 0)
+
+
+@only_http1(ONCE)
+@DEATHS
+async def test_what_may_have_been_done_is_not_done_again(
+    connect: Connect, resent: Resent, death: Death
+) -> None:
+    """However soon the end comes: the server has the whole request, and may have acted on it."""
+    async with scripted(in_turn(once_then(death), json_answer("fresh"))) as server:
+        transport = connect(server)
+        await fetch(transport)
+        await settle()
+        with pytest.raises(UpstreamBroken):
+            await ask(transport, order())
+        await settle()
+
+        assert (server.accepted, resent.times) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -339,10 +389,16 @@ async def answer_by_hand(listening: socket.socket) -> socket.socket:
 
 @only_http1(ONCE)
 @pytest.mark.parametrize("how", ["reset", "end"])
-async def test_a_write_into_a_dead_connection_is_replaced_too(connect: Connect, how: str) -> None:
-    """The server left in the very moment before we wrote: our loop could not have known."""
+@pytest.mark.parametrize("outgoing", [post(), order()], ids=["harmless", "order"])
+async def test_a_write_into_a_dead_connection_is_replaced_too(
+    connect: Connect, resent: Resent, how: str, outgoing: Outgoing
+) -> None:
+    """The server left in the very moment before we wrote: our loop could not have known.
+
+    For what must not be done twice the kernel is asked, which does know.
+    """
     async with bare_server() as (upstream, listening):
-        transport = connect(upstream)
+        transport = connect(upstream, race=UNHURRIED)
         asking = asyncio.create_task(fetch(transport))
         old = await answer_by_hand(listening)
         assert await asking == (200, b"hello")
@@ -350,11 +406,36 @@ async def test_a_write_into_a_dead_connection_is_replaced_too(connect: Connect, 
 
         if how == "reset":
             old.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        old.close()
-        again = asyncio.create_task(fetch(transport))  # its first step comes before any news
+        asyncio.get_running_loop().call_soon(old.close)
+        again = asyncio.create_task(fetch(transport, outgoing))  # asks in the same turn
         new = await answer_by_hand(listening)
 
         assert await again == (200, b"hello")
+        assert resent.times == (1 if outgoing.replay_safe else 0)
+        new.close()
+
+
+@only_http1(ONCE)
+@pytest.mark.parametrize("outgoing", [post(), order()], ids=["harmless", "order"])
+async def test_what_has_not_arrived_is_sent_again(
+    connect: Connect, resent: Resent, outgoing: Outgoing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two passed each other: an end that confirms no byte of a request came before it."""
+    # Here an end is never on its way, it has arrived; so the look that would find it is left out.
+    monkeypatch.setattr("llmproxy.transport.http1.connection.has_news", lambda transport: False)
+    async with bare_server() as (upstream, listening):
+        transport = connect(upstream, race=0.0)
+        asking = asyncio.create_task(fetch(transport))
+        old = await answer_by_hand(listening)
+        assert await asking == (200, b"hello")
+        await settle()
+
+        asyncio.get_running_loop().call_soon(old.close)
+        again = asyncio.create_task(fetch(transport, outgoing))
+        new = await answer_by_hand(listening)
+
+        assert await again == (200, b"hello")
+        assert resent.times == 1
         new.close()
 
 
@@ -397,9 +478,8 @@ async def test_nobody_notices_a_keepalive_race(connect: Connect) -> None:
             exchange.close()
 
     async with scripted(script) as server:
-        wrong = await hammer(
-            connect(server, keepalive=4.0), 10_000, lambda: rng.uniform(0.6, 1.4) * idle
-        )
+        transport = connect(server, keepalive=4.0, race=UNHURRIED)
+        wrong = await hammer(transport, 10_000, lambda: rng.uniform(0.6, 1.4) * idle)
 
     assert wrong == []
     assert lost > 0, "the race never happened, so this has shown nothing"
@@ -419,6 +499,7 @@ async def test_nobody_notices_a_keepalive_race_with_uvicorn(connect: Connect) ->
     rng = random.Random(8)
     async with under_uvicorn(app, timeout_keep_alive=0.005, lifespan="off") as served:
         upstream = Upstream("engine", "http", served.host, served.port)
-        wrong = await hammer(connect(upstream), 2_000, lambda: rng.uniform(0.6, 1.4) * 0.005)
+        transport = connect(upstream, race=UNHURRIED)
+        wrong = await hammer(transport, 2_000, lambda: rng.uniform(0.6, 1.4) * 0.005)
 
     assert wrong == []

@@ -254,7 +254,7 @@ class GuardedProtocol(asyncio.Protocol):
             if self._clock.progress(now):
                 self._clock.set(now + self.bounds.write_timeout / 4)
             else:
-                self.transport.abort()
+                self.cut(reset=True)
         elif exchange is not None:
             self._look_at_body(exchange, now)
         elif self._reader.heard:
@@ -264,7 +264,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _look_at_body(self, exchange: Exchange, now: float) -> None:
         if exchange.late:
-            self.transport.abort()
+            self.cut(reset=True)
         elif not self._intake.open:
             self._clock.set(now + self.bounds.body_timeout)  # it is not the client who is slow
         elif (due := self._clock.body_due(exchange.received)) > now:
@@ -274,11 +274,13 @@ class GuardedProtocol(asyncio.Protocol):
             exchange.give_up_on_body()
 
     def _look_at_rest(self, now: float) -> None:
-        """Abort once the last word has arrived, or nobody takes it any more."""
+        """Abort once the last word has arrived; reset when nobody takes it any more."""
         left = self._clock.left
         if left and self._clock.progress(now):
             self._clock.set(now + min(self.bounds.linger, self.bounds.write_timeout))
-        elif left or self.transport.is_closing():
+        elif left:
+            self.cut(reset=True)
+        elif self.transport.is_closing():
             self.transport.abort()
         else:
             self._close()

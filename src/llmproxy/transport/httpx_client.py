@@ -19,7 +19,7 @@ from llmproxy.errors import (
     UpstreamUnreachable,
 )
 from llmproxy.records import Upload, Upstream
-from llmproxy.transport.interface import Outgoing, Silence, Taker
+from llmproxy.transport.interface import Outgoing, Resent, Silence, Taker
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
 from llmproxy.transport.uploads import counted
@@ -33,9 +33,12 @@ WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an u
 class HttpxTransport:
     """Whatever httpx speaks, behind the interface of ours."""
 
-    def __init__(self, upstream: Upstream, limits: PoolLimits) -> None:
+    def __init__(
+        self, upstream: Upstream, limits: PoolLimits, *, resent: Resent = lambda: None
+    ) -> None:
         self._upstream = upstream
         self._limits = limits
+        self._resent = resent
         self._active = 0
         self._closing: set[asyncio.Task[None]] = set()
         scheme = "https" if upstream.scheme == "https" else "http"
@@ -77,6 +80,9 @@ class HttpxTransport:
         except UpstreamBroken:
             if trace.fresh or trace.answered or not isinstance(outgoing.body, bytes):
                 raise
+            if not outgoing.harmless or trace.age > self._limits.race:
+                raise
+        self._resent()
         # The pool throws a connection away once it has failed, so this one is fresh or lives.
         return await self._ask(outgoing, connect, answer, _Trace())
 
@@ -247,15 +253,24 @@ class _Trace:
     def __init__(self) -> None:
         self.fresh = False
         self.answered = False
+        self._loop = asyncio.get_running_loop()
+        self._began = 0.0  # to send; 0 = not yet
         self._sent = asyncio.Event()
 
     async def __call__(self, event: str, _: dict[str, Any]) -> None:
         if event in ("connection.connect_tcp.started", "connection.connect_unix_socket.started"):
             self.fresh = True
+        elif event.endswith("send_request_headers.started"):
+            self._began = self._loop.time()
         elif event.endswith("send_request_body.complete"):
             self._sent.set()
         elif event.endswith("receive_response_headers.complete"):
             self.answered = True
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request has begun to go out."""
+        return self._loop.time() - self._began if self._began else 0.0
 
     async def sent(self, sending: "asyncio.Future[Any]", answer: float) -> float | None:
         """Return the clock of the answer, once the request is out or has failed."""

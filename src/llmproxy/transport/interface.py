@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 from llmproxy.records import Upload
 from llmproxy.types import Header
 
+SAFE_METHODS = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
 
 class Repeated:
     """Headers that many requests have in common, and what they look like on the wire.
@@ -35,6 +37,8 @@ class Outgoing(NamedTuple):
 
     `repeated` and `headers` are complete but for the framing of the body (Content-Length or
     Transfer-Encoding), which the transport adds.
+
+    `replay_safe` says that asking twice does no harm where the method does not say so.
     """
 
     method: bytes
@@ -42,11 +46,20 @@ class Outgoing(NamedTuple):
     headers: list[Header]
     body: bytes | Upload = b""
     repeated: Repeated = Repeated()  # go before the others
+    replay_safe: bool = False
+
+    @property
+    def harmless(self) -> bool:
+        """Whether asking twice does no harm."""
+        return self.replay_safe or self.method in SAFE_METHODS
 
 
 class Silence(Exception):
     """Nothing came within the time that was asked for. The call is as alive as before."""
 
+
+Resent = Callable[[], None]
+"""Told each time a request is sent again."""
 
 Taker = Callable[[bytes], bool]
 """Takes what one read has brought, at once; tells whether it wants more."""
@@ -104,6 +117,11 @@ class Transport(Protocol):
 
         `connect` is how long to wait for a connection, `answer` how long for the head after
         the request is out (0 = for ever). Cancelling closes what was opened.
+
+        A server may close an idle connection just as we write to it. A request that met such
+        an end is sent again, once and unseen, on a connection that is fresh: at any rate when
+        it is known not to have arrived, else only if it is harmless, and the end came too soon
+        for any work to have been done. Whoever made the transport is told.
         """
 
     async def aclose(self) -> None:

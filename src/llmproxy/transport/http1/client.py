@@ -8,19 +8,27 @@ from llmproxy.transport.addresses import Address, Addresses, Resolve, first_to_c
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.connection import Connection
 from llmproxy.transport.http1.pool import Pool
-from llmproxy.transport.interface import Outgoing, Silence
+from llmproxy.transport.interface import Outgoing, Resent, Silence
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
+
+FARTHEST = 0.25  # seconds; a server that took longer to connect to was not merely far away
 
 
 class Http1Transport:
     """HTTP/1.1 to one upstream over TCP, TLS or a unix socket."""
 
     def __init__(
-        self, upstream: Upstream, limits: PoolLimits, *, resolve: Resolve = resolve
+        self,
+        upstream: Upstream,
+        limits: PoolLimits,
+        *,
+        resent: Resent = lambda: None,
+        resolve: Resolve = resolve,
     ) -> None:
         self._upstream = upstream
         self._limits = limits
+        self._resent = resent
         self._tls = tls_for(upstream)
         self._name = upstream.server_name or upstream.host
         self._addresses = Addresses(upstream.host, upstream.port, resolve)
@@ -30,18 +38,18 @@ class Http1Transport:
     async def open(self, outgoing: Outgoing, *, connect: float, answer: float) -> Http1Call:
         # Half an upload cannot be sent again, so it does not go where it may get lost.
         repeatable = isinstance(outgoing.body, bytes)
-        connection = self._pool.take_idle() if repeatable else None
+        connection = self._take_idle(outgoing) if repeatable else None
         if connection is None:
-            connection = await self._obtain(connect, fresh=not repeatable)
+            connection = await self._obtain(connect, outgoing, fresh=not repeatable)
         reused = connection.calls > 0
         try:
             return await self._ask(connection, outgoing, answer)
         except UpstreamBroken:
-            # An engine may close an idle connection just as we write to it. What it never
-            # began to answer is asked again, once, where nobody has had time to close.
-            if not reused or connection.answered or not repeatable:
+            if not reused or not repeatable or not self._was_idle(connection, outgoing):
                 raise
-        return await self._ask(await self._obtain(connect, fresh=True), outgoing, answer)
+        connection = await self._obtain(connect, outgoing, fresh=True)
+        self._resent()
+        return await self._ask(connection, outgoing, answer)
 
     async def aclose(self) -> None:
         self._pool.close()
@@ -71,19 +79,49 @@ class Http1Transport:
             call.close()
             raise
 
-    async def _obtain(self, connect: float, *, fresh: bool) -> Connection:
+    def _was_idle(self, connection: Connection, outgoing: Outgoing) -> bool:
+        """Tell whether a connection ended for being idle, and not for what was asked on it.
+
+        What must not be done twice is asked again only where nothing of it had arrived. For the
+        rest it is enough that the server has had no time to do much.
+        """
+        if connection.answered:
+            return False
+        if connection.unheard:
+            return True
+        soon = self._limits.race + min(connection.round_trip, FARTHEST)
+        return outgoing.harmless and self._loop.time() - connection.asked_at < soon
+
+    def _take_idle(self, outgoing: Outgoing) -> Connection | None:
+        """Return an idle connection that will do."""
+        while (connection := self._pool.take_idle()) is not None:
+            if self._will_do(connection, outgoing):
+                return connection
+            connection.abandon()
+        return None
+
+    def _will_do(self, connection: Connection, outgoing: Outgoing) -> bool:
+        """Tell whether a connection that was used before may be used for this.
+
+        Asking the kernel takes 2 us, and spares the few for whom it matters most of the cases
+        in which nobody could tell afterwards whether they had been heard.
+        """
+        return not connection.closed and (outgoing.harmless or not connection.ended_unseen)
+
+    async def _obtain(self, connect: float, outgoing: Outgoing, *, fresh: bool) -> Connection:
         """Return a connection to ask on: a new one, or an idle one unless `fresh`."""
         if fresh:
             self._pool.make_room()
         granted = await self._pool.place()
         if granted is not None:
-            if not fresh and not granted.closed:
+            if not fresh and self._will_do(granted, outgoing):
                 return granted
             self._pool.take_place_of(granted)
         return await self._dial(connect)
 
     async def _dial(self, connect: float) -> Connection:
         name = self._upstream.name
+        began = self._loop.time()
         try:
             async with asyncio.timeout(connect or None):
                 connection = await self._connect()
@@ -98,6 +136,7 @@ class Http1Transport:
         except BaseException:
             self._pool.not_made()
             raise
+        connection.round_trip = self._loop.time() - began
         self._pool.made(connection)
         return connection
 

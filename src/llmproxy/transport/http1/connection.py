@@ -19,6 +19,7 @@ from llmproxy.records import Upload
 from llmproxy.transport.http1.answer_memory import AnswerMemory
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.head import Framing, framing_of, head_size, write_head
+from llmproxy.transport.http1.kernel import has_news, unconfirmed
 from llmproxy.transport.interface import Outgoing
 from llmproxy.transport.uploads import counted
 from llmproxy.types import Header
@@ -27,6 +28,7 @@ MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead i
 WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
 SMALL = 64 * 1024  # bytes; up to here head and body go out as one piece
 READ = 64 * 1024  # bytes that one read brings at most
+VERSIONS = ("1.1", "1.0")  # that an answer may have; the parser lets others through
 IN_A_ROW = 4  # reads that were filled, before others have their turn
 
 
@@ -65,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self.calls = 0
         self.opened_at = 0.0
         self.idle_since = 0.0
+        self.round_trip = 0.0  # seconds that it took to connect
 
         # Its clock. A timer that were set and cancelled for each chunk, or only for each call,
         # would cost more than reading the chunk: it is left running, and who is rung looks
@@ -80,6 +83,9 @@ class Connection(asyncio.BufferedProtocol):
         self._call: Http1Call | None = None
         self._sender: asyncio.Task[None] | None = None
         self._without_body = False  # the answer to HEAD
+        self._size = 0  # bytes of the request
+        self.asked_at = 0.0
+        self.unheard = False  # the upstream closed before any of the request had arrived; for good
 
         # The answer that is being read
         self._landing = _landing.place
@@ -108,6 +114,11 @@ class Connection(asyncio.BufferedProtocol):
     def closed(self) -> bool:
         return self._lost or self._transport is None or self._transport.is_closing()
 
+    @property
+    def ended_unseen(self) -> bool:
+        """Whether the upstream has closed, or said something, and the loop does not know yet."""
+        return self._transport is None or has_news(self._transport)
+
     def ask(self, outgoing: Outgoing) -> Http1Call:
         """Send a request; its answer arrives in the call that is returned."""
         transport = self._transport
@@ -115,6 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         head = write_head(outgoing)
         call = self._call = Http1Call(self, self._loop)
         self.calls += 1
+        self.asked_at = self._loop.time()
         self._headers = []
         self._overhead = 0
         self._framing = None
@@ -122,6 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self._without_body = outgoing.method == b"HEAD"
         body = outgoing.body
         if isinstance(body, bytes):
+            self._size = len(head) + len(body)
             if len(body) <= SMALL:
                 transport.write(head + body)
             else:
@@ -275,8 +288,12 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def eof_received(self) -> None:
-        call = self._call
-        if call is not None and self._framing is Framing.CLOSE and not self._parsed:
+        call, transport = self._call, self._transport
+        if call is None or transport is None:
+            return
+        if not self.answered:
+            self.unheard = unconfirmed(transport) >= self._size
+        elif self._framing is Framing.CLOSE and not self._parsed:
             self._parsed = True
             self._keep_alive = False
             self._finish(call)
@@ -321,9 +338,11 @@ class Connection(asyncio.BufferedProtocol):
             self._informational = True
             self._headers = []
             return
-        old = self._parser.get_http_version() != "1.1"
+        version = self._parser.get_http_version()
         self._framing, keep_alive = framing_of(status, self._headers, self._without_body)
-        self._keep_alive = keep_alive and not old
+        self._keep_alive = keep_alive and version == "1.1"
+        if version not in VERSIONS:
+            self._framing = Framing.INVALID
         if self._framing is Framing.INVALID or self._call is None:
             return
         self._call.status = status

@@ -1,0 +1,43 @@
+"""What the kernel knows of a connection that the event loop does not."""
+
+import asyncio
+import select
+import struct
+import sys
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+
+def has_news(transport: asyncio.Transport) -> bool:
+    """Tell whether something waits to be read: bytes, an end or a reset.
+
+    None of them is good news of a connection on which nothing was asked.
+    """
+    if sys.platform == "win32":
+        return False  # it would take longer to ask
+    news = select.poll()
+    try:
+        news.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(news.poll(0))
+    except (OSError, ValueError):
+        return True  # it is closed
+
+
+def unconfirmed(transport: asyncio.Transport) -> int:
+    """Return how many of the bytes that were sent the peer's kernel has not got, as far as known.
+
+    It says so with the end itself. A program that had read a request and closed then has all of
+    it confirmed; one that closed with a request unread would have reset.
+    """
+    waiting = transport.get_write_buffer_size()
+    if sys.platform == "win32":
+        return waiting
+    try:
+        handle = transport.get_extra_info("socket").fileno()
+        answer = fcntl.ioctl(handle, termios.TIOCOUTQ, b"\0" * 4)
+    except (OSError, ValueError):
+        return waiting
+    size: int = struct.unpack("i", answer)[0]
+    return waiting + size
