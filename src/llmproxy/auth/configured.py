@@ -93,7 +93,10 @@ class ConfiguredKeys:
     def again(self, digest: bytes) -> Principal | None:
         """Return the same for a digest that was ours to begin with: nobody has sent it."""
         found = self._found.get(digest)
-        return self._valid(found[1]) if found is not None else None
+        if found is None:
+            return None
+        principal = found[1]
+        return principal if principal.expires is None else self._valid(principal)
 
     def _valid(self, principal: Principal) -> Principal | None:
         if principal.expires is not None and clock.wall() >= principal.expires:

@@ -23,6 +23,7 @@ from llmproxy.errors import UpstreamBroken, present
 from llmproxy.records import Principal
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, watched
 
+_NOBODY = (None, None)
 LISTS = frozenset({b"/v1/models", b"/api/tags"})
 LARGEST_LIST = 8 * 1024 * 1024  # bytes; a marketplace of a thousand models has about one MiB
 
@@ -40,12 +41,12 @@ class AuthMiddleware:
 
         ctx, exchange = get_context(scope), watched(scope)
         notes = exchange.notes(scope["headers"]) if exchange is not None else None
-        known = notes.get(self) if notes else None
-        principal = self.authenticator.again(known, ctx.client) if known is not None else None
-        if principal is None:
-            return self._ask(ctx, notes, scope, receive, send)
-        self._let_in(ctx, principal)
-        return self.app(scope, receive, send)
+        if notes:
+            known, before = notes.get(self, _NOBODY)
+            if known is not None and self.authenticator.again(known, ctx.client) is before:
+                ctx.principal = before  # who has sent this very head, and was let in with it
+                return self.app(scope, receive, send)
+        return self._ask(ctx, notes, scope, receive, send)
 
     async def _ask(
         self,
@@ -55,18 +56,14 @@ class AuthMiddleware:
         receive: Receive,
         send: Send,
     ) -> None:
-        call = call_of(scope, ctx)
+        call, endpoint = call_of(scope, ctx), present(ctx.endpoint, "endpoint")
         principal = await self.authenticator.authenticate(call)
-        if notes is not None:
-            notes[self] = self.authenticator.known(call)
-        self._let_in(ctx, principal)
-        await self.app(scope, receive, send)
-
-    def _let_in(self, ctx: RequestContext, principal: Principal) -> None:
-        endpoint = present(ctx.endpoint, "endpoint")
         if endpoint.management or principal.routes:
             check_route(principal, endpoint, present(ctx.path, "path"))
+        if notes is not None:
+            notes[self] = self.authenticator.known(call), principal
         ctx.principal = principal
+        await self.app(scope, receive, send)
 
 
 class PermissionMiddleware:

@@ -269,7 +269,7 @@ def own_lines(ctx: RequestContext) -> bytes:
 
 def others(ctx: RequestContext, headers: list[Header]) -> list[Header]:
     """Return the headers of an answer without the limits of a cloud, where we tell of our own."""
-    if not ctx.limit_lines:
+    if not ctx.limit_lines or LIMIT_HEADERS.isdisjoint(dict(headers)):
         return headers
     return [header for header in headers if header[0] not in LIMIT_HEADERS]
 

@@ -57,7 +57,11 @@ class RateLimitMiddleware:
                 usage = None
                 try:
                     if plan.counts:
-                        usage = self._usage(ctx, reservation, left)
+                        tap, status = ctx.tap, ctx.status
+                        if left or tap is None or status is None or status >= 400:
+                            usage = self._usage(ctx, reservation, left)
+                        else:
+                            usage = tap.usage("counted")
                 finally:  # whatever an answer has in it: what is held must be given back
                     if at_once:
                         # Nothing in it waits, so nothing can interrupt it.
