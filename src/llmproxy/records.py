@@ -42,10 +42,11 @@ class InferenceRequest(NamedTuple):
     stream: bool = False
     include_usage: bool | None = None  # `stream_options.include_usage`; None = not said
     max_tokens: int | None = None  # the most that one choice may have; None = not said
-    choices: int = 1  # `n` or `best_of`, whichever is more
+    choices: int = 1  # that are made: `n` or `best_of`, whichever is more, for each prompt
     prompt_bytes: int = 0  # of the body: an upper bound that costs nothing to know
     unstored: bool = False  # `store: false` was said: the server keeps nothing of it
     has_options: bool = False  # `stream_options` stands there, with whatever in it
+    answers: int = 1  # that come back: `n` for each prompt
 
 
 @dataclass(frozen=True, slots=True)

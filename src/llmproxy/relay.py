@@ -4,7 +4,7 @@ The commit point is the first byte of the body. Until it nothing was sent, and t
 could be replaced by another; after it an answer is completed truthfully or ends in an error.
 A keep-alive comment commits the status and the headers, not the content.
 
-Reads:  first_byte_at, status, upstream
+Reads:  first_byte_at, inference, status, upstream
 Writes: chunks, first_byte_at, tail
 Raises: UpstreamBroken, UpstreamTimeout
 """
@@ -15,8 +15,9 @@ from llmproxy.errors import UpstreamBroken, UpstreamTimeout
 from llmproxy.keeping import Keeping
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.response_head import Kind, kind_of, response_headers
-from llmproxy.protocol.stream_tail import StreamTail
-from llmproxy.records import Clocks, Ending
+from llmproxy.protocol.several_answers import SeveralAnswers
+from llmproxy.protocol.stream_tail import Halt, StreamTail
+from llmproxy.records import Clocks, Ending, InferenceRequest
 from llmproxy.routing.kept import PLAIN
 from llmproxy.stalls import Delivery
 from llmproxy.transport import Call
@@ -24,6 +25,8 @@ from llmproxy.transport.interface import Silence
 from llmproxy.types import Send, Writer, writer_of
 
 FOR_EVER = float("inf")
+# How a chunk ends that ends with an event, and so not with `[DONE]`.
+EVENT_END, EVENT_END_CRLF = b"}\n\n", b"}\r\n\r\n"
 
 
 class Relay:
@@ -42,8 +45,10 @@ class Relay:
         self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
         self.keeping: Keeping | None = None  # the same, where it keeps the stream
         self.tail: StreamTail | None = None
+        self.ordinary = b""  # how a chunk ends that is only passed on
         self.begun = False  # the head went out
         self.answered = False  # a first byte came
+        self.failed = False  # the engine has said so, and went on
         self.chunks = 0
 
     async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
@@ -59,9 +64,11 @@ class Relay:
                     await writer.room()
                     delivery.sending = False
                 return
-        tail = self.tail = tail_for(call.status, self.kind, ending)
+        tail = self.tail = tail_for(call.status, self.kind, ending, ctx.inference)
         if tail is not None or ctx.status is None:
             ctx.tail = tail  # or an error answer comes behind the head of a stream
+        if tail is not None and tail.ending is Ending.CHAT:
+            self.ordinary = EVENT_END
         read = call.read
 
         chunk = b""
@@ -77,10 +84,20 @@ class Relay:
         await self._begin()
 
         patience = min(self.idle, self.comment)
+        ordinary = self.ordinary
         unhurried = deadline == FOR_EVER
+        at_ease = 0 if patience == FOR_EVER else patience  # as `read` has it
         try:
             while chunk:
-                self._notice(chunk)
+                if chunk.endswith(ordinary):
+                    self.chunks += 1  # in line, like below
+                    if tail is not None:
+                        tail.note(chunk)
+                else:
+                    chunk = self._looked_at(chunk)
+                    if self.failed:
+                        break
+                    ordinary = self.ordinary
                 if call.over:
                     break
                 delivery.count += 1
@@ -92,15 +109,17 @@ class Relay:
                     if self.writer is not None:
                         self.writer = self.writer.direct()
                         await self._flow(self.writer, patience, deadline)
-                    if not unhurried:
-                        within = min(patience, left_until(deadline))
+                    if unhurried:
+                        chunk = await read(at_ease)
+                        continue
+                    within = min(patience, left_until(deadline))
                     if within <= 0:
                         raise self._timeout(0)
-                    chunk = await read(0 if within == FOR_EVER else within)
+                    chunk = await read(within)
                 except Silence:
                     chunk = await self._sit_out(within, self.idle, deadline)
                 except UpstreamBroken:
-                    if not self._has_said_all(broken=True):
+                    if not self._has_said_all(Halt.BREAK):
                         raise
                     chunk = b""
         finally:
@@ -109,10 +128,12 @@ class Relay:
 
         delivery.count += 1
         delivery.sending = True
-        whole = tail is None or tail.finished()
+        whole = not self.failed and (tail is None or tail.finished())
         if chunk or whole:
             await send({"type": "http.response.body", "body": chunk, "more_body": not whole})
         delivery.sending = False
+        if self.failed:
+            raise self._failure()
         if not whole:
             raise UpstreamBroken(f"{ctx.upstream} ended the stream before it was finished.")
 
@@ -127,11 +148,18 @@ class Relay:
         writer.begin(call.status, response_headers(call.headers, self.kind))
         return writer.end(body)
 
-    def _notice(self, chunk: bytes) -> None:
-        """Take notice of what goes to the client."""
+    def _looked_at(self, chunk: bytes) -> bytes:
+        """Take notice of a chunk that may hold a last word; return what of it goes on."""
+        assert self.tail is not None
+        if chunk.endswith(EVENT_END_CRLF):
+            self.ordinary = EVENT_END_CRLF
+            going = chunk
+        else:
+            going = self.tail.before_the_end(chunk)
+            self.failed = len(going) < len(chunk)
         self.chunks += 1
-        if self.tail is not None:
-            self.tail.note(chunk)
+        self.tail.note(going)
+        return going
 
     async def _flow(self, writer: Writer, patience: float, deadline: float) -> None:
         """Pass on what comes, without a task that is woken for it; return to what is left."""
@@ -145,24 +173,29 @@ class Relay:
             await writer.room()
 
     def _pass_on(self, chunk: bytes) -> bool:
-        # `_notice` in line: this runs for every chunk of every stream.
-        self.chunks += 1
-        if self.tail is not None:
-            self.tail.note(chunk)
         assert self.writer is not None
-        return self.writer.write(chunk)
+        if chunk.endswith(self.ordinary):
+            self.chunks += 1  # in line, for this is every chunk of every stream
+            if self.tail is not None:
+                self.tail.note(chunk)
+            return self.writer.write(chunk)
+        going = self._looked_at(chunk)
+        more = self.writer.write(going) if going else True
+        if self.failed:
+            raise self._failure()
+        return more
 
     def _keep_and_pass_on(self, chunk: bytes) -> bool:
         # This too, and so nobody is asked about a chunk that nothing is to be done to.
-        self.chunks += 1
-        if self.tail is not None:
-            self.tail.note(chunk)
         keeping = self.keeping
         assert keeping is not None
         kept = keeping.kept
         left = kept.left - len(chunk)
         if left < 0 or kept.held or not chunk.endswith(PLAIN):
-            return keeping.write(chunk)
+            return self._pass_on(chunk)
+        self.chunks += 1
+        if self.tail is not None:
+            self.tail.note(chunk)
         kept.left = left
         kept.parts.append(chunk)
         return keeping.behind.write(chunk)
@@ -190,7 +223,7 @@ class Relay:
         """Wait on after `silent` seconds of nothing, up to `limit`, with comments meanwhile."""
         tail = self.tail
         while True:
-            if self._has_said_all():
+            if self._has_said_all(Halt.SILENCE):
                 return b""  # only its connection lingers
             left = min(limit - silent, left_until(deadline))
             if left <= 0:
@@ -211,12 +244,15 @@ class Relay:
         await self.send({"type": "http.response.body", "body": comment, "more_body": True})
         self.delivery.sending = False
 
-    def _has_said_all(self, *, broken: bool = False) -> bool:
+    def _has_said_all(self, halt: Halt) -> bool:
         """Tell whether the stream was finished by its own last word."""
         tail = self.tail
         if tail is None or tail.ending is Ending.UNKNOWN:
             return False
-        return tail.finished(broken=broken)
+        return tail.finished(halt)
+
+    def _failure(self) -> UpstreamBroken:
+        return UpstreamBroken(f"{self.ctx.upstream} reported an error in mid-stream.")
 
     def _timeout(self, silent: float) -> UpstreamTimeout:
         if not self.answered:
@@ -239,11 +275,19 @@ class Relay:
         )
 
 
-def tail_for(status: int, kind: Kind, ending: Ending) -> StreamTail | None:
+def tail_for(
+    status: int, kind: Kind, ending: Ending, asked: InferenceRequest | None
+) -> StreamTail | None:
     """Return what watches over the end of a stream; None when the answer is no stream."""
     if kind is Kind.EVENTS:
-        known = status == 200 and ending is not Ending.NDJSON
-        return StreamTail(ending if known else Ending.UNKNOWN)
+        if status != 200 or ending is Ending.NDJSON:
+            return StreamTail(Ending.UNKNOWN)
+        if ending is not Ending.CHAT or asked is None:
+            return StreamTail(ending)
+        counted = asked.include_usage is True
+        if asked.answers > 1:
+            return SeveralAnswers(asked.answers, counted=counted)
+        return StreamTail(ending, counted=counted)
     if kind is Kind.LINES and status == 200 and ending is Ending.NDJSON:
         return StreamTail(ending)
     return None

@@ -172,13 +172,42 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
         ),
         pytest.param(
             b'{"max_tokens":1000000000,"n":1000000000}',
-            InferenceRequest(max_tokens=10**9, choices=10**9),
+            InferenceRequest(max_tokens=10**9, choices=10**9, answers=10**9),
             id="as_much_as_an_engine_would_take",
         ),
         pytest.param(b'{"max_completion_tokens":-1}', InferenceRequest(), id="newer_without_sense"),
-        pytest.param(b'{"n":3}', InferenceRequest(choices=3), id="choices"),
-        pytest.param(b'{"n":2,"best_of":4}', InferenceRequest(choices=4), id="best_of"),
-        pytest.param(b'{"n":4,"best_of":-2}', InferenceRequest(choices=4), id="n_alone"),
+        pytest.param(b'{"n":3}', InferenceRequest(choices=3, answers=3), id="choices"),
+        pytest.param(b'{"best_of":4}', InferenceRequest(choices=4), id="best_of"),
+        pytest.param(
+            b'{"n":2,"best_of":4}', InferenceRequest(choices=4, answers=2), id="n_of_best_of"
+        ),
+        pytest.param(b'{"n":4,"best_of":-2}', InferenceRequest(choices=4, answers=4), id="n_alone"),
+        *(
+            pytest.param(
+                b'{"prompt":%b}' % prompt, InferenceRequest(choices=count, answers=count), id=name
+            )
+            for name, prompt, count in (
+                ("one_prompt", b'"a"', 1),
+                ("prompts", b'["a","b","c"]', 3),
+                ("prompts_with_blanks", b'[ \n"a" , "b" ]', 2),
+                ("empty_prompts", b'["",""]', 2),
+                ("no_prompt", b"[]", 1),
+                ("null_prompt", b"null", 1),
+                ("tokens", b"[1,2,3]", 1),
+                ("prompts_in_tokens", b"[[1,2],[3]]", 2),
+                ("prompt_of_another_kind", b'{"a":1}', 1),
+            )
+        ),
+        pytest.param(
+            b'{"n":2,"best_of":3,"prompt":["a","b"]}',
+            InferenceRequest(choices=6, answers=4),
+            id="choices_of_prompts",
+        ),
+        pytest.param(
+            b'{"n":2147483647,"prompt":["a","b"]}',
+            InferenceRequest(choices=2**31 - 1, answers=2**31 - 1),
+            id="no_more_than_a_count_may_be",
+        ),
         pytest.param(b'{"options":[5]}', InferenceRequest(), id="options_as_list"),
         pytest.param(
             b'{"stream_options":null}', InferenceRequest(has_options=True), id="no_options"
@@ -408,3 +437,10 @@ def _dumps(value: object) -> bool:
     except (TypeError, orjson.JSONEncodeError):
         return False  # a lone surrogate, or an integer above 64 bits
     return True
+
+
+def test_of_the_prompts_of_a_large_body_only_so_many_are_counted() -> None:
+    """A list of nothing could be as long as a body; to look at all of it would take too long."""
+    asked = read_inference(large(b'{"prompt":[%b""]}' % (b'"",' * 100_000)))
+
+    assert asked.choices == asked.answers == 256

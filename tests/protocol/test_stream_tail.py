@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmproxy.protocol.stream_tail import KEEP, StreamTail
+from llmproxy.protocol.stream_tail import KEEP, Halt, StreamTail
 from llmproxy.records import Ending
 
 COMMENT = b": keep-alive\n\n"
@@ -18,17 +18,20 @@ TOKEN = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n
 STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 ERROR = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+OLDER_ERROR = b'data: {"object":"error","message":"out of memory","code":500}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":3}}\n\n'
 
 
-def tail_of(pieces: Iterable[bytes], ending: Ending) -> StreamTail:
-    tail = StreamTail(ending)
+def tail_of(pieces: Iterable[bytes], ending: Ending, *, counted: bool = False) -> StreamTail:
+    tail = StreamTail(ending, counted=counted)
     for piece in pieces:
         tail.note(piece)
     return tail
 
 
-def verdicts(tail: StreamTail) -> tuple[bool, bool, bool, bytes]:
-    return tail.finished(), tail.told_of_an_error(), tail.at_boundary(), tail.closing()
+def verdicts(tail: StreamTail) -> tuple[bool, list[bool], bool, bool, bytes]:
+    halted = [tail.finished(halt) for halt in Halt]
+    return tail.finished(), halted, tail.told_of_an_error(), tail.at_boundary(), tail.closing()
 
 
 def events(stream: bytes) -> list[bytes]:
@@ -58,7 +61,17 @@ FRAGMENTS = st.sampled_from(
             b'"done":true',
         ),
         *(b'{"type":"message_stop"}', b'"type": "response.completed"', b'"type":"response.failed"'),
-        *(TOKEN, STOP, DONE, ERROR, "é".encode(), "\u2028\u0085".encode(), b"y" * 700),
+        *(
+            TOKEN,
+            STOP,
+            DONE,
+            ERROR,
+            OLDER_ERROR,
+            USAGE,
+            "é".encode(),
+            "\u2028\u0085".encode(),
+            b"y" * 700,
+        ),
     ]
 )
 STREAMS = st.lists(FRAGMENTS, max_size=30).map(b"".join)
@@ -245,6 +258,81 @@ def test_text_where_the_kept_bytes_begin_says_nothing() -> None:
     assert not tail_of([stream], Ending.CHAT).finished()
 
 
+@pytest.mark.parametrize(
+    ("stream", "at_the_end", "in_silence", "at_a_break"),
+    [
+        pytest.param(TOKEN, False, False, False, id="nothing"),
+        pytest.param(TOKEN + STOP, True, False, False, id="no_count"),
+        pytest.param(TOKEN + STOP + USAGE, True, True, True, id="the_count"),
+        pytest.param(TOKEN + STOP + USAGE[:-1], False, False, False, id="half_the_count"),
+        pytest.param(TOKEN + STOP + DONE, True, True, True, id="done"),
+        pytest.param(TOKEN + DONE, True, True, False, id="done_alone"),
+        pytest.param(
+            TOKEN + STOP.replace(b"]}", b'],"usage":{"total_tokens":4}}'),
+            *(True, True, True),
+            id="the_count_in_the_last_word",
+        ),
+        pytest.param(
+            TOKEN.replace(b"]}", b'],"usage":{"total_tokens":1}}')
+            + STOP.replace(b"]}", b'],"usage":null}'),
+            *(True, False, False),
+            id="a_count_so_far",
+        ),
+    ],
+)
+def test_a_count_that_was_asked_for_belongs_to_the_answer(
+    stream: bytes, at_the_end: bool, in_silence: bool, at_a_break: bool
+) -> None:
+    """Only an engine that ends properly may leave it out; nobody else is asked for it."""
+    asked_for = tail_of([stream], Ending.CHAT, counted=True)
+    halted = [asked_for.finished(halt) for halt in (Halt.END, Halt.SILENCE, Halt.BREAK)]
+
+    assert halted == [at_the_end, in_silence, at_a_break]
+    assert tail_of([TOKEN, STOP], Ending.CHAT).finished(Halt.BREAK)
+
+
+@pytest.mark.parametrize("error", [ERROR, OLDER_ERROR, b"event: error\ndata: {}\n\n"])
+@pytest.mark.parametrize("halt", Halt, ids=lambda halt: halt.name)
+def test_an_error_is_no_success_whatever_follows(error: bytes, halt: Halt) -> None:
+    """Neither a finish before it nor `[DONE]` behind it makes the answer a whole one."""
+    for rest in (b"", DONE, STOP, STOP + DONE, USAGE + DONE, COMMENT):
+        assert not tail_of([TOKEN, STOP, error, rest], Ending.CHAT).finished(halt)
+
+
+WHOLE_PIECES = st.lists(st.sampled_from([TOKEN, STOP, DONE, COMMENT, USAGE]), max_size=4)
+
+
+@given(
+    before=WHOLE_PIECES.map(b"".join),
+    error=st.sampled_from([ERROR, OLDER_ERROR]),
+    behind=WHOLE_PIECES.map(b"".join),
+    data=st.data(),
+)
+def test_behind_an_error_nothing_is_passed_on(
+    before: bytes, error: bytes, behind: bytes, data: st.DataObject
+) -> None:
+    """Of the chunk that is looked at goes on what ends with the error, wherever it was cut."""
+    stream = before + error + behind
+    place = data.draw(st.integers(0, len(stream)))
+    end = len(before) + len(error)
+    tail = tail_of([stream[:place]], Ending.CHAT)
+
+    assert tail.before_the_end(stream[place:]) == stream[place : max(place, end)]
+
+
+@given(stream=WHOLE_PIECES.map(b"".join))
+def test_without_an_error_everything_is_passed_on(stream: bytes) -> None:
+    """As the very object."""
+    assert tail_of([TOKEN], Ending.CHAT).before_the_end(stream) is stream
+
+
+def test_an_error_in_a_large_chunk() -> None:
+    """What a fast engine sends in one go is looked at by its end, like everything else."""
+    many = TOKEN * (2 * KEEP // len(TOKEN))
+
+    assert tail_of([ERROR], Ending.CHAT).before_the_end(many + ERROR + DONE) == many + ERROR
+
+
 def test_the_argument_of_a_tool_is_not_the_end() -> None:
     """A tool that is called with `done: true` says nothing about the stream."""
     call = b'{"message":{"tool_calls":[{"function":{"name":"tick","arguments":{"done":true}}}]},'
@@ -263,6 +351,13 @@ def test_the_argument_of_a_tool_is_not_the_end() -> None:
             Ending.CHAT, (TOKEN + ERROR).replace(b"\n", b"\r\n"), True, id="data_event_crlf"
         ),
         pytest.param(Ending.CHAT, ERROR + TOKEN, False, id="not_the_last"),
+        pytest.param(
+            Ending.CHAT,
+            TOKEN.replace(b"{", b'{"error":null,', 1),
+            False,
+            id="an_error_that_is_none",
+        ),
+        pytest.param(Ending.CHAT, OLDER_ERROR, False, id="a_form_that_no_client_knows"),
         pytest.param(
             Ending.MESSAGES,
             b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n',

@@ -8,6 +8,7 @@ Rule 2: a number that makes no sense is left to the engine, and counts here as n
 
 import codecs
 import itertools
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -26,7 +27,7 @@ _MOST = 2**31 - 1  # what engines take for a count
 
 _WANTED = frozenset(
     {
-        *("model", "stream", "stream_options", "n", "best_of", "options", "store"),
+        *("model", "stream", "stream_options", "n", "best_of", "options", "store", "prompt"),
         *("max_tokens", "max_completion_tokens", "max_output_tokens"),
     }
 )
@@ -36,6 +37,16 @@ _OTHER_SPELLINGS = frozenset(
 ) - {"model"}
 _LOOKED_AT = _WANTED | _OTHER_SPELLINGS
 
+_PROMPTS = (str, list, msgspec.Raw)
+# As many as are counted in a large body: a list of a MiB may have 350,000, each 64 bytes.
+_FIRST_PROMPTS = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_FIRST_PROMPTS",
+        [(f"_{number}", msgspec.Raw, msgspec.Raw()) for number in range(256)],
+        array_like=True,
+    )
+)
+_SEVERAL_PROMPTS = re.compile(rb'\[[ \t\r\n]*["\[]')
 _new = tuple.__new__  # 0.2 us faster than a call of the class
 _ERRORS = (codec.NotJson, msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
@@ -65,7 +76,7 @@ def read_inference(body: bytes) -> InferenceRequest:
     if model is not None and type(model) is not str:
         raise InvalidRequest("`model` must be a string.", param="model")
     said = get("stream_options")
-    n, best_of = get("n"), get("best_of")
+    n, best_of, prompt = get("n"), get("best_of"), get("prompt")
     most, newer, options = get("max_tokens"), get("max_completion_tokens"), get("options")
     if (
         newer is options is None and "max_output_tokens" not in fields
@@ -73,6 +84,12 @@ def read_inference(body: bytes) -> InferenceRequest:
         most = most if type(most) is int and 0 < most <= _MOST else None
     else:
         most = _most(most, newer, get("max_output_tokens"), options)
+    choices = answers = 1
+    if not (n is best_of is None and type(prompt) is not list):
+        answers = _count(n) or 1
+        choices = max(answers, _count(best_of) or 1)
+        prompts = _prompts(prompt)
+        answers, choices = min(answers * prompts, _MOST), min(choices * prompts, _MOST)
     return _new(
         InferenceRequest,
         (
@@ -80,10 +97,11 @@ def read_inference(body: bytes) -> InferenceRequest:
             get("stream") is True,
             None if said is None else _include_usage(said),
             most,
-            1 if n is best_of is None else max(_count(n) or 1, _count(best_of) or 1),
+            choices,
             size,
             get("store") is False,
             said is not None or "stream_options" in fields,
+            answers,
         ),
     )
 
@@ -108,12 +126,23 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 < value <= _MOST else None
 
 
+def _prompts(prompt: object) -> int:
+    """Return how many prompts there are: a list of numbers is one, in tokens."""
+    if type(prompt) is not list or not prompt or type(prompt[0]) not in _PROMPTS:
+        return 1
+    return len(prompt)
+
+
 def _large(body: bytes) -> dict[str, object]:
     if not body.isascii():
         _check_text(body)  # for strings that are skipped are not checked
     found = fields_of(body)
     _refuse_two_models(found)
-    return {name: _value(raw) for name, raw in found if name in _LOOKED_AT}
+    return {
+        name: _value(raw) if name != "prompt" else _first_prompts(raw)
+        for name, raw in found
+        if name in _LOOKED_AT
+    }
 
 
 def _check_text(body: bytes) -> None:
@@ -122,6 +151,13 @@ def _check_text(body: bytes) -> None:
     while at < size:
         end = at + _CHECKED
         at += codecs.utf_8_decode(view[at:end], "strict", end >= size)[1]
+
+
+def _first_prompts(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """Return what is counted and not read; nothing of one prompt."""
+    if not _SEVERAL_PROMPTS.match(raw):
+        return []
+    return [each for each in msgspec.structs.astuple(_FIRST_PROMPTS.decode(raw)) if each]
 
 
 def _value(raw: msgspec.Raw) -> object:

@@ -3,9 +3,11 @@
 Rule 1: the bytes are looked at, never changed, and never parsed while they flow: the last
         line of an NDJSON stream is read once, when nothing more comes.
 Rule 2: what is kept is bounded, whatever the size of a chunk or of an event.
+Rule 3: nothing that comes behind a model server's own error makes a success of it.
 """
 
 import re
+from enum import Enum, auto
 
 from llmproxy import codec
 from llmproxy.records import Ending
@@ -29,17 +31,34 @@ _FINISHED = {
 }
 _LONG_LAST_EVENT = {Ending.RESPONSES, Ending.NDJSON}
 _OVERLAP = 48  # bytes; the longest match that a cut could hide
-_ERROR_EVENT = re.compile(rb'(?:^|[\r\n])(?:event: ?error|data: ?\{\s*"error"\s*:)[^\r\n]*')
+# What a client library takes for an error; an `error` that is null is none.
+_ERROR_EVENT = re.compile(
+    rb'(?:^|[\r\n])(?:event: ?error(?=[\r\n]|\Z)|data: ?\{\s*"error"\s*:\s*[{"])[^\r\n]*'
+)
+# And the form of vLLM before 2025, which no library understands.
+_FAILED = re.compile(rb'%b|(?:^|[\r\n])data: ?\{\s*"object"\s*:\s*"error"' % _ERROR_EVENT.pattern)
+_BLANK = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n")
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _ERROR_LINE = re.compile(rb'(?:^|\n)\{\s*"error"\s*:[^\n]*\n?\Z')
+
+
+class Halt(Enum):
+    """Why nothing more comes of a stream."""
+
+    END = auto()  # the body has ended as it should
+    SILENCE = auto()  # the connection is there
+    BREAK = auto()  # it is not
 
 
 class StreamTail:
     """The last bytes of one stream."""
 
-    __slots__ = ("_cut", "_parts", "_seen", "_watched", "ending")
+    __slots__ = ("_counted", "_cut", "_parts", "_seen", "_watched", "ending")
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, *, counted: bool = False) -> None:
+        """`counted`: the caller has asked for what was used, which comes behind the answer."""
         self.ending = ending
+        self._counted = counted
         self._parts: list[bytes] = []
         self._watched = _FINISHED[ending] if ending in _LONG_LAST_EVENT else None
         self._seen = False
@@ -52,10 +71,17 @@ class StreamTail:
             if len(before) < _OVERLAP:
                 before = self.last(_OVERLAP)
             self._seen = self._watched.search(before + chunk) is not None
-        self._parts.append(chunk)
-        if len(self._parts) > MOST_CHUNKS or len(chunk) > KEEP:
-            self._cut = self._is_cut()
-            self._parts = [self.last(KEEP)]
+        parts = self._parts
+        parts.append(chunk)
+        if len(chunk) > KEEP:
+            self._cut = True
+            self._parts = [chunk[-KEEP:]]
+        elif len(parts) > MOST_CHUNKS:
+            kept = b"".join(parts)  # all of them short
+            if len(kept) > KEEP:
+                self._cut = True
+                kept = kept[-KEEP:]
+            self._parts = [kept]
 
     def forget(self) -> None:
         """Forget what was noted, for it went to nobody: the client is between two events."""
@@ -80,7 +106,7 @@ class StreamTail:
         end = self.last(4)
         return not end or end.endswith(_BOUNDARIES)
 
-    def finished(self, *, broken: bool = False) -> bool:
+    def finished(self, halt: Halt = Halt.END) -> bool:
         """Tell whether the stream has said that it is complete.
 
         Of a stream whose connection broke, `[DONE]` alone does not count: llama-cpp-python
@@ -93,13 +119,35 @@ class StreamTail:
         if self._watched is not None:
             return self._seen and self.at_boundary()
         kept = self._kept()
+        if self.ending is Ending.MESSAGES:
+            return self.at_boundary() and _FINISHED[self.ending].search(kept) is not None
+        if _last_failure(kept) is not None:
+            return False
         # Found at once where it nearly always stands; the expression tries every byte, 30 us.
-        done = self.ending is Ending.CHAT and (
-            b"\ndata: [DONE]" in kept or _DONE.search(kept) is not None
-        )
-        if done and not broken:
+        done = b"\ndata: [DONE]" in kept or _DONE.search(kept) is not None
+        if done and halt is not Halt.BREAK:
             return True
-        return _FINISHED[self.ending].search(kept) is not None and (done or self.at_boundary())
+        if not done and not self.at_boundary():
+            return False
+        lacks_its_count = self._counted and halt is not Halt.END and not done
+        return self._answered(kept, halt) and not (lacks_its_count and not _is_counted(kept))
+
+    def _answered(self, kept: bytes, halt: Halt) -> bool:
+        """Tell whether what was asked for has been answered to its end."""
+        return _FINISHED[Ending.CHAT].search(kept) is not None
+
+    def before_the_end(self, chunk: bytes) -> bytes:
+        """Return what of a chunk may be passed on: nothing behind an error of the model server.
+
+        It is not asked about chunks that end with an event, so that a stream of them costs
+        nothing. `[DONE]` is none, so that it is always found here.
+        """
+        before = self._kept() if len(chunk) <= KEEP else b"."
+        skipped = max(0, len(chunk) - KEEP)
+        data = before + chunk[skipped:]
+        failure = _last_failure(data)
+        end = None if failure is None else _BLANK.search(data, failure)
+        return chunk if end is None else chunk[: skipped + max(0, end.end() - len(before))]
 
     def told_of_an_error(self) -> bool:
         """Tell whether the last thing in the stream is the model server's own error."""
@@ -138,3 +186,17 @@ class StreamTail:
         if not end or end.endswith(_BOUNDARIES):
             return b""
         return b"\n" if end.endswith(b"\n") else b"\n\n"
+
+
+def _last_failure(kept: bytes) -> int | None:
+    """Return where the last event ends in which the model server says that it has failed."""
+    # The expression would try every byte; from behind, which is twice as fast.
+    if kept.rfind(b'"error"') < 0 and kept.rfind(b"event: error") < 0:
+        return None
+    return max((found.end() for found in _FAILED.finditer(kept)), default=None)
+
+
+def _is_counted(kept: bytes) -> bool:
+    """Tell whether a count of what was used comes with the last word of an answer, or behind it."""
+    last = max((found.end() for found in _FINISHED[Ending.CHAT].finditer(kept)), default=0)
+    return _USAGE.search(kept, last) is not None
