@@ -44,7 +44,6 @@ from llmproxy.routing.router import Router
 from llmproxy.routing.rules import Rules
 from llmproxy.routing.server import Server
 from llmproxy.settings import Settings
-from llmproxy.settings.addresses import is_forbidden
 from llmproxy.settings.engines import FIELDS
 from llmproxy.settings.upstreams import read_server_file
 from llmproxy.stack import Layer, Part
@@ -52,6 +51,7 @@ from llmproxy.store.interface import Store
 from llmproxy.store.memory import MemoryStore
 from llmproxy.store.opening import open_store
 from llmproxy.transport.connect import transport_for
+from llmproxy.transport.never_called import is_forbidden
 
 log = logging.getLogger("llmproxy")
 

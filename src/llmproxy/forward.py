@@ -19,21 +19,24 @@ from llmproxy.errors import (
 )
 from llmproxy.headers import find
 from llmproxy.metrics import Metrics
+from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.protocol.trust import TrustedProxies
-from llmproxy.records import Clocks, Ending, Endpoint, InferenceRequest, Upstream
+from llmproxy.records import Clocks, Ending, Endpoint, Upstream
 from llmproxy.relay import FOR_EVER, Relay, bounded
 from llmproxy.routing.load_watch import ASK_FOR_LOAD, LOAD, heard
-from llmproxy.routing.retry import REPLAY_SAFE
+from llmproxy.routing.retry import RETRY_AFTER, in_seconds, is_replay_safe
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
-from llmproxy.transport import Outgoing
+from llmproxy.transport import Call, Outgoing
 from llmproxy.transport.interface import Repeated
 from llmproxy.types import Header, Receive, Scope, Send, WatchedExchange, watched
 
 MOST_NOTES = 16  # about one head; more upstreams than that are asked anew each time
+
+_COMPLAINTS = {Complaint.BUSY: "busy", Complaint.FAILED: "error"}  # the others are refusals
 
 
 class Forward:
@@ -75,8 +78,7 @@ class Forward:
         result = "failed"
         self.metrics.asking(server.upstream.name, +1)
         try:
-            await self._attempt(scope, ctx, server, send, limit, deadline)
-            result = "ok"
+            result = await self._attempt(scope, ctx, server, send, limit, deadline)
         except asyncio.CancelledError:
             result = "cancelled"
             raise
@@ -96,8 +98,8 @@ class Forward:
         send: Send,
         limit: float,
         deadline: float,
-    ) -> None:
-        """Ask one server, and pass its answer on to the last byte."""
+    ) -> str:
+        """Ask one server, and pass its answer on to the last byte; return what it came to."""
         due = clock.now() + limit if limit else FOR_EVER
         endpoint = present(ctx.endpoint, "endpoint")
         exchange = watched(scope)
@@ -116,9 +118,14 @@ class Forward:
                     f"{server.upstream.name} refused the proxy's own credential: its operator"
                     " has to set a valid `key` for this upstream."
                 )
+            result = "ok"
+            if call.status >= 400:
+                call.headers = in_seconds(call.headers)
+                result = _complained(call)
             relay = Relay(ctx, call, send, delivery, self.clocks)
             ending = endpoint.ending if scope["method"] == "POST" else Ending.UNKNOWN
             await relay.run(ending, first_byte_due=due, deadline=deadline)
+            return result
         except asyncio.CancelledError:
             request = asyncio.current_task()
             if delivery.stalled and request is not None and request.uncancel() == 0:
@@ -147,7 +154,7 @@ class Forward:
             headers,
             b"" if body is None else body,
             self._repeated(scope, upstream, exchange),
-            _is_replay_safe(endpoint, present(ctx.inference, "inference")),
+            is_replay_safe(endpoint, present(ctx.inference, "inference")),
         )
 
     def _repeated(
@@ -177,6 +184,7 @@ class Forward:
         return repeated
 
 
-def _is_replay_safe(endpoint: Endpoint, asked: InferenceRequest) -> bool:
-    """Tell whether a request can be done twice without harm, whatever its method."""
-    return endpoint.name in REPLAY_SAFE or (endpoint.name == "responses" and asked.unstored)
+def _complained(call: Call) -> str:
+    """Return what an error answer is counted as, by its head: its words have not come yet."""
+    waiting = find(call.headers, RETRY_AFTER) is not None
+    return _COMPLAINTS.get(complaint_of(call.status, b"", retry_after=waiting), "refused")

@@ -79,6 +79,7 @@ class Upstream:
     # What says where to look for servers, and what each of them is like: dns, srv, consul or
     # file. Empty: this is a server.
     found_by: str = ""
+    found: bool = False  # at such a place: somebody else than the operator may have named it
     server_name: str = ""  # what it is called and its certificate is for; empty = as its host
 
     @property

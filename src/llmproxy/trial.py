@@ -1,7 +1,8 @@
 """What the attempts of a request send, on its way to the client.
 
 Rule 1: an error answer is held back as a whole, within a bound: another attempt may follow,
-        and only its words tell whether the server is broken or busy.
+        and only its words tell whether the server is broken or busy. Beyond it a 5xx is dropped
+        and counts as a connection that broke, and anything else is passed on.
 Rule 2: everything else passes at once; of a stream that could be rescued the bytes are kept.
 Rule 3: once the head is out (a comment did that) only a stream can follow it.
 """
@@ -152,9 +153,13 @@ class Trial:
         self._size += len(body)
 
     async def _let_go(self) -> None:
-        """Pass on an error answer that is too long to be kept."""
+        """Pass on a refusal that is too long to be kept; a failure is one, whatever it says."""
         if self.head_out:
             raise UpstreamBroken("The model server answered with an error.")
+        if self._status >= 500 and self._status != 501:
+            raise UpstreamBroken(
+                f"The model server answered with status {self._status}, and at great length."
+            )
         assert self._start is not None
         start, self._start = self._start, None
         self.head_out = True

@@ -52,6 +52,70 @@ async def test_an_engines_own_error_is_passed_on_unchanged(status: bytes) -> Non
     assert proxy.log.lines[0]["code"] is None
 
 
+@pytest.mark.parametrize(
+    ("status", "wait", "result"),
+    [
+        (b"200 OK", b"", "ok"),
+        (b"302 Found", b"", "ok"),
+        (b"400 Bad Request", b"", "refused"),
+        (b"404 Not Found", b"", "refused"),
+        (b"501 Not Implemented", b"", "refused"),
+        (b"429 Too Many Requests", b"", "busy"),
+        (b"503 Service Unavailable", b"retry-after: 3\r\n", "busy"),
+        (b"529 Overloaded", b"", "busy"),
+        (b"500 Internal Server Error", b"", "error"),
+        (b"503 Service Unavailable", b"", "error"),
+    ],
+)
+async def test_what_is_counted_of_an_answer_is_what_it_says(
+    status: bytes, wait: bytes, result: str
+) -> None:
+    """An engine that fails is to be seen by its attempts alone."""
+    said = b"HTTP/1.1 %b\r\n%bcontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+    _, proxy = await asked(answering(said % (status, wait)), request_bytes(), retries=0)
+
+    assert proxy.sample("upstream_attempts_total", upstream="engine", result=result) == 1
+    if result != "ok":
+        assert proxy.sample("upstream_attempts_total", upstream="engine", result="ok") == 0
+
+
+async def test_an_answer_that_breaks_is_not_counted_as_one() -> None:
+    """Whatever its head has said."""
+
+    async def breaks(exchange: Exchange) -> None:
+        await exchange.request()
+        exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+        await exchange.sent()
+        exchange.reset()
+
+    async with scripted(breaks) as engine, proxied(engine.upstream) as proxy:
+        _, complete = await proxy.asked(request_bytes())
+        await proxy.log.line()
+        results = {
+            result: proxy.sample("upstream_attempts_total", upstream="engine", result=result)
+            for result in ("ok", "upstream_error")
+        }
+
+    assert not complete
+    assert results == {"ok": 0, "upstream_error": 1}
+
+
+NOON = b"Sun, 06 Nov 1994 12:00:00 GMT"
+
+
+async def test_a_date_to_come_back_at_is_told_in_seconds() -> None:
+    """It means something beside the engine's own Date alone, which does not go on."""
+    said = (
+        b"HTTP/1.1 429 X\r\ndate: Sun, 06 Nov 1994 11:59:30 GMT\r\nretry-after: %b\r\n"
+        b"content-length: 0\r\n\r\n"
+    )
+
+    answer, _ = await asked(answering(said % NOON), request_bytes())
+
+    assert answer.header(b"retry-after") == b"30"
+
+
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden"], ids=bytes.decode)
 async def test_a_refused_credential_of_ours_is_our_fault(status: bytes) -> None:
     """The caller's key is fine: an SDK that is told 401 would ask its user for another."""

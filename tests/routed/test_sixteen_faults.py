@@ -696,7 +696,7 @@ async def test_16_accounting(fault: str, stream: bool, asked: bool | None) -> No
         done = sum(
             proxy.sample("upstream_attempts_total", upstream=name, result=result)
             for name in ("a", "b")
-            for result in ("ok", "upstream_error", "failed")
+            for result in ("ok", "error", "busy", "upstream_error", "failed")
         )
         assert done == attempts + 1
         await at_rest(proxy)

@@ -249,7 +249,7 @@ async def test_servers_that_take_no_connection_have_not_seen_the_request() -> No
     async with full_backlog() as one, full_backlog() as two:
         lost = [Member(silent, url=f"http://{each.host}:{each.port}") for each in (one, two)]
         third = Member(in_order(heard, speaking(TEXT)))
-        async with fleet(*lost, third, timeout_connect=0.2) as (proxy, _):
+        async with fleet(*lost, third, timeout_connect=0.5) as (proxy, _):
             answer = await proxy.ask(form("m"))
             assert (answer.status, answer.body) == (200, b'{"text":"heard"}')
             answer = await proxy.ask(chat(stream=True))
@@ -290,41 +290,56 @@ async def test_an_alias_in_a_form_is_an_alias(how: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_that_is_too_long_to_be_held_back(stream: bool) -> None:
-    """It is passed on whole as it comes, since it can no longer be taken back."""
-    body = {"error": {"message": "x" * 200_000}}
-    async with fleet(
-        in_order(failing(b"500 Internal Server Error", body=body), speaking(TEXT)), speaking(TEXT)
-    ) as (proxy, _):
-        answer, whole = await proxy.asked(chat(stream=stream))
-
-        assert whole
-        assert answer.status == 500
-        assert orjson.loads(answer.body) == body
-        await at_rest(proxy)
-        assert said(await proxy.ask(chat())) == TEXT
-
-
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [b"500 Internal Server Error", b"400 Bad Request"])
 @pytest.mark.parametrize("size", [10, 200_000])
-async def test_an_error_that_does_not_end(stream: bool, size: int) -> None:
+async def test_an_error_that_does_not_end(stream: bool, status: bytes, size: int) -> None:
     """What was held back is nobody's; what was begun is cut."""
 
     async def stalls(exchange: Exchange, request: Request) -> None:
-        exchange.begin(b"500 Internal Server Error", b"application/json")
+        exchange.begin(status, b"application/json")
         exchange.chunk(b"x" * size)
         await exchange.closed()
 
     async with fleet(stalls, speaking(TEXT), timeout_idle=0.2) as (proxy, (_, b)):
         answer, whole = await proxy.asked(chat(stream=stream))
 
-        if size < 64 * 1024:
+        if size < 64 * 1024 or status.startswith(b"5"):
             assert (answer.status, said(answer)) == (200, TEXT)
         else:
-            assert answer.status == 500
+            assert answer.status == 400
             assert not whole
             assert len(answer.body) == size
             assert not b.asked
+        await at_rest(proxy)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [b"500 Internal Server Error", b"400 Bad Request"])
+async def test_an_error_that_is_too_long_to_be_kept(stream: bool, status: bytes) -> None:
+    """A server that failed is replaced by another, whatever it says; a refusal is passed on."""
+    body = {"error": {"message": "t" * 300_000}}
+    async with fleet(failing(status, body=body), speaking(TEXT)) as (proxy, (a, b)):
+        answer, whole = await proxy.asked(chat(stream=stream))
+
+        assert whole
+        if status.startswith(b"5"):
+            assert (answer.status, said(answer)) == (200, TEXT)
+            assert (len(a.asked), len(b.asked)) == (1, 1)
+        else:
+            assert (answer.status, orjson.loads(answer.body)) == (400, body)
+            assert not b.asked
+        await at_rest(proxy)
+
+
+async def test_an_error_that_is_too_long_with_nobody_else_to_ask() -> None:
+    """Its status is told, and that it failed."""
+    long = failing(b"500 Internal Server Error", body={"error": {"message": "t" * 300_000}})
+    async with fleet(long) as (proxy, (a,)):
+        answer, whole = await proxy.asked(chat())
+
+        assert (answer.status, whole) == (502, True)
+        assert b"status 500" in answer.body
+        assert len(a.asked) == 2
         await at_rest(proxy)
 
 

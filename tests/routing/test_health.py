@@ -12,6 +12,7 @@ import pytest
 from llmproxy.metrics import Metrics
 from llmproxy.records import Upstream
 from llmproxy.routing import health as module
+from llmproxy.routing.breaker import FIRST_REST, REFUSED_IN_A_ROW, Breaker
 from llmproxy.routing.health import ILL_EVERY, LIST_EVERY, WELL_EVERY, Health
 from llmproxy.routing.registry import QUIET, Registry
 from llmproxy.routing.server import Server
@@ -377,4 +378,25 @@ async def test_a_drained_server_makes_nobody_ready() -> None:
         await one.health.look()
         one.registry.drain("engine-1", True)
 
+        assert not one.health.ready
+
+
+async def test_a_server_that_is_kept_from_requests_makes_nobody_ready() -> None:
+    """Its probe may be answered: who sends us work would get it back. Half open is enough."""
+    at = 1000.0
+    async with ward(Engine()) as one:
+        await one.health.look()
+        (server,) = one.servers
+        breaker = server.breaker = Breaker(lambda: at)
+        for _ in range(REFUSED_IN_A_ROW):
+            breaker.failed(probe=False, refused=True)
+
+        assert server.up
+        assert not one.health.ready
+
+        at += FIRST_REST
+        assert one.health.ready
+        breaker.begin()  # it is being found out, and that is not to be told every second
+        assert one.health.ready
+        breaker.failed(probe=True)
         assert not one.health.ready

@@ -12,7 +12,8 @@ import pytest
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.deadlines import TICK
 from llmproxy.server.place import address
-from llmproxy.server.sockets import set_options, unacknowledged
+from llmproxy.server.sockets import set_options
+from llmproxy.transport.http1.kernel import unacknowledged
 from llmproxy.types import Receive, Scope, Send
 from tests.server.apps import GET, body, hello, start
 from tests.support.client import RawClient, raw_client

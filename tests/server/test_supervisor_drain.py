@@ -139,8 +139,11 @@ async def test_a_reader_who_stands_still_does_not_hold_the_end_up() -> None:
         proxy.process.signal(signal.SIGTERM)
         assert await proxy.process.finished() == 0
         lasted = time.monotonic() - told_at
+        client.go_on_reading()
+        await client.closed()
 
     assert lasted < 4.0
+    assert client.was_reset  # half an answer must not look like the whole of it
     assert '"outcome":"stopped"' in proxy.process.stdout
 
 

@@ -4,12 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from llmproxy.records import Upstream
+from llmproxy.transport.addresses import Addresses
 from llmproxy.transport.http1 import Http1Transport
 from llmproxy.transport.limits import PoolLimits
 from tests.support.calls import ask, eventually, fetch, settle
@@ -279,3 +281,32 @@ async def test_a_resolver_that_fails_for_a_moment_does_not_matter_to_what_is_ope
             names.failure = socket.gaierror(socket.EAI_AGAIN, "later")
 
             assert await fetch(transport) == (200, b"{}")
+
+
+FOUND = replace(NAMED, found=True)
+NEVER_CALLED = [
+    "169.254.169.254", "fe80::1", "fe80::1%lo", "::ffff:169.254.0.1", "100.100.100.200",
+    "fd00:ec2::254", "0.0.0.0", "::", "::ffff:0.0.0.0",
+]  # fmt: skip
+
+
+async def test_a_server_that_was_found_leads_to_no_address_that_is_never_called() -> None:
+    """Whoever may name a server could else have us ask the cloud for its credentials."""
+    astray = ("169.254.169.254", 80)
+    async with (
+        scripted(json_answer({})) as server,
+        named(Names(astray, server.address), FOUND) as transport,
+    ):
+        assert await fetch(transport) == (200, b"{}")
+    async with named(Names(astray), FOUND) as transport:
+        with pytest.raises(UpstreamUnreachable):
+            await ask(transport)
+
+
+@pytest.mark.parametrize("address", NEVER_CALLED)
+async def test_what_the_operator_has_named_leads_where_it_leads(address: str) -> None:
+    """A machine on the same cable has no other address."""
+    names = Names((address, 80), ("10.0.0.1", 80))
+
+    assert await Addresses("engine.test", 80, names).get() == ((address, 80), ("10.0.0.1", 80))
+    assert await Addresses("engine.test", 80, names, found=True).get() == [("10.0.0.1", 80)]

@@ -69,8 +69,8 @@ async def _look(template: "Upstream") -> "list[Line]":
     from llmproxy.routing.discovery.source import LookFailed
     from llmproxy.routing.discovery.watch import servers_now
     from llmproxy.routing.probe import Probe
-    from llmproxy.settings.addresses import is_forbidden
     from llmproxy.settings.upstreams import read_server_file
+    from llmproxy.transport.never_called import is_forbidden
 
     began = clock.now()
     cause = "nothing is found there"

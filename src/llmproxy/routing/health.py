@@ -64,8 +64,11 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a server that would get a request."""
-        return any(server.up and not server.draining for server in self._registry.servers)
+        """Whether there is a server that would get a request now."""
+        return any(
+            server.up and not server.draining and not server.breaker.opens_in()
+            for server in self._registry.servers
+        )
 
     async def look(self) -> dict[str, Probe]:
         """Return what is known of each server: while nobody watches, at most `FRESH` old."""

@@ -7,9 +7,12 @@ Rule 3: what is wrong with the request is wrong everywhere: a 4xx is passed on, 
 Rule 4: retries are a share of the traffic, so that they cannot keep a fleet down.
 """
 
+import math
 import random
+import time
 from collections import deque
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 
 from llmproxy.errors import (
@@ -19,13 +22,19 @@ from llmproxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from llmproxy.headers import find
 from llmproxy.protocol.engine_errors import Complaint
+from llmproxy.records import Endpoint, InferenceRequest
+from llmproxy.types import Header
 
 MOST_ON_ONE = 2  # attempts on one server
 MOST_BREAKS = 2  # connections that broke under one request: it may be what broke them
 FIRST_PAUSE = 0.05  # seconds
 LONGEST_PAUSE = 2.0
 LONGEST_WAIT = 10.0  # seconds of Retry-After that are worth waiting out
+DAY = 86_400  # seconds; more is not asked of anybody
+
+RETRY_AFTER = b"retry-after"
 
 BUDGET_SHARE = 0.2
 BUDGET_WINDOW = 10.0  # seconds
@@ -36,6 +45,11 @@ REPLAY_SAFE = frozenset(
     {"chat", "completions", "embeddings", "messages", "count_tokens", "rerank", "score"}
     | {"tokenize", "models"}
 )
+
+
+def is_replay_safe(endpoint: Endpoint, asked: InferenceRequest) -> bool:
+    """Tell whether a request can be done twice without harm, whatever its method."""
+    return endpoint.name in REPLAY_SAFE or (endpoint.name == "responses" and asked.unstored)
 
 
 class Step(Enum):
@@ -126,14 +140,38 @@ def pause_before(
 
 
 def seconds_of(retry_after: bytes | None) -> float | None:
-    """Read a Retry-After in seconds; a date is not worth a calendar here."""
+    """Read a Retry-After in seconds; what was a date has become seconds: see `in_seconds`."""
     if retry_after is None:
         return None
     try:
         value = float(retry_after)
     except ValueError:
         return None
-    return value if 0 <= value <= 86_400 else None
+    return value if 0 <= value <= DAY else None
+
+
+def in_seconds(headers: list[Header], clock: Callable[[], float] = time.time) -> list[Header]:
+    """Return the headers of an answer with seconds for a Retry-After that was a date.
+
+    A date means something beside the answer's own Date, if there is one, which does not go on.
+    """
+    said = find(headers, RETRY_AFTER)
+    if said is None or said.isdigit() or (until := _time_of(said)) is None:
+        return headers
+    now = _time_of(find(headers, b"date") or b"")
+    left = min(max(0, math.ceil(until - (clock() if now is None else now))), DAY)
+    wait = (RETRY_AFTER, b"%d" % left)
+    return [wait if header[0] == RETRY_AFTER else header for header in headers]
+
+
+def _time_of(date: bytes) -> float | None:
+    """Read a date of HTTP, in seconds since 1970."""
+    if not date.endswith(b"GMT"):
+        return None
+    try:
+        return parsedate_to_datetime(date.decode("ascii")).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):  # it says so in various ways
+        return None
 
 
 class RetryBudget:

@@ -13,7 +13,7 @@ from llmproxy.routing.course import Attempt, Choose, Course
 from llmproxy.routing.fallbacks import Fallbacks
 from llmproxy.routing.prefix import PrefixMemory
 from llmproxy.routing.registry import Registry
-from llmproxy.routing.retry import REPLAY_SAFE, History, RetryBudget
+from llmproxy.routing.retry import History, RetryBudget, is_replay_safe
 from llmproxy.routing.rules import Facts, Rules
 from llmproxy.routing.server import Server, ready_of
 from llmproxy.routing.session import session_of
@@ -130,9 +130,7 @@ class Router:
         if first is not None:
             model = first.model  # chance may have chosen it
         replay_safe = wish.body is not None and (
-            wish.endpoint.name in REPLAY_SAFE
-            or wish.method in SAFE_METHODS
-            or (wish.endpoint.name == "responses" and wish.asked.unstored)
+            wish.method in SAFE_METHODS or is_replay_safe(wish.endpoint, wish.asked)
         )
         history = History(most=1 + self._retries, replay_safe=replay_safe)
         if first is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from llmproxy.server.sockets import unacknowledged
+from llmproxy.transport.http1.kernel import unconfirmed
 
 
 class Progress:
@@ -21,9 +21,7 @@ class Progress:
         Those that the kernel holds are among them: a slow reader may take minutes to make room
         there for more of ours.
         """
-        waiting = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
-        return waiting + (unacknowledged(sock) if sock is not None else 0)
+        return unconfirmed(self._transport)
 
     def start(self, now: float) -> None:
         """Begin to watch."""

@@ -1,9 +1,7 @@
-"""What the kernel is told about a client's socket, and what it is asked."""
+"""What the kernel is told about a client's socket."""
 
-import fcntl
 import socket
 import struct
-import termios
 from contextlib import suppress
 
 from llmproxy.server.bounds import Bounds
@@ -37,13 +35,3 @@ def reset_on_close(sock: socket.socket) -> None:
     """Let the end of the connection be a reset, which nobody takes for the end of an answer."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-
-
-def unacknowledged(sock: socket.socket) -> int:
-    """Return how many bytes are with the kernel and not yet with the peer; 0 if it cannot say."""
-    try:
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-    except (OSError, ValueError):
-        return 0
-    size: int = struct.unpack("i", answer)[0]
-    return size

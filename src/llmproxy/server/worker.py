@@ -129,7 +129,7 @@ class Server(uvicorn.Server):
 
     def _hang_up(self) -> None:
         for connection in list(self.server_state.connections):
-            cast("GuardedProtocol", connection).transport.abort()
+            cast("GuardedProtocol", connection).cut(reset=True)
 
 
 async def publish(board: Board) -> None:

@@ -1,30 +1,19 @@
-"""The grammars of places: where to listen, whom to believe, whom never to call."""
+"""The grammars of places: where to listen, whom to believe."""
 
 import ipaddress
 import re
-import socket
 
 from llmproxy.settings.faults import refuse
 from llmproxy.settings.lists import strings
+from llmproxy.transport.never_called import address_of
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?"
 )
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+|[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # the last four bytes are an IPv4 address
 UNIX_PATH_LIMIT = 107  # bytes; what sockaddr_un holds on Linux, without its closing NUL
-
-# Where clouds hand out the credentials of the machine to whoever asks from it.
-_METADATA_NAMES = frozenset(
-    {"metadata", "metadata.google.internal", "metadata.goog", "metadata.azure.internal"}
-    | {"instance-data", "instance-data.ec2.internal", "metadata.tencentyun.com"}
-)
-_METADATA_ADDRESSES = frozenset(
-    {"100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"}
-)
 
 
 def listen_host(given: object) -> str:
@@ -62,37 +51,9 @@ def socket_path(text: str) -> str:
     return path
 
 
-def address_of(host: str) -> Address | None:
-    """Return the address that a text spells, in any of the ways a resolver understands."""
-    try:
-        address: Address = ipaddress.ip_address(host)
-    except ValueError:
-        # 0xA9FEA9FE, 2852039166 and 169.254.43518 are all 169.254.169.254 to getaddrinfo.
-        if not re.fullmatch(r"[0-9a-fA-FxX.]+", host) or not host[0].isdigit():
-            return None
-        try:
-            return ipaddress.IPv4Address(socket.inet_aton(host))
-        except OSError:
-            return None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        return address.ipv4_mapped or address
-    return address
-
-
 def is_host(text: str) -> bool:
     """Tell whether a text can be the host of a URL."""
     return address_of(text) is not None or _HOST_NAME.fullmatch(text) is not None
-
-
-def is_forbidden(host: str) -> bool:
-    """Tell whether a host is link-local or hands out a cloud's metadata."""
-    host = host.lower().rstrip(".")
-    address = address_of(host)
-    if address is None:
-        return host in _METADATA_NAMES
-    return address.is_link_local or str(address) in _METADATA_ADDRESSES
 
 
 def trusted_proxies(given: object) -> tuple[Network | str, ...]:

@@ -73,7 +73,7 @@ def read_server_file(
             upstream = _upstream(entry, position, name, environ, delicate=True)
             if upstream.found_by:
                 raise Refused(("", f"upstream {position}: a file lists servers, not where to look"))
-            upstreams.append(upstream)
+            upstreams.append(replace(upstream, found=True))
         except Refused as exc:
             refused.append(exc)
     return _without_faults(upstreams, refused)

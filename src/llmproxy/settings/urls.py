@@ -6,8 +6,9 @@ from dataclasses import replace
 from llmproxy.protocol.endpoints import is_normal
 from llmproxy.protocol.presets import GENERIC, PRESETS, Preset
 from llmproxy.records import Upstream
-from llmproxy.settings.addresses import address_of, is_forbidden, is_host, socket_path
+from llmproxy.settings.addresses import is_host, socket_path
 from llmproxy.settings.faults import Refused
+from llmproxy.transport.never_called import address_of, is_forbidden
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)([?#].*)?", re.DOTALL)
 _PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:]*))(?::([^:]*))?")

@@ -5,6 +5,8 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from llmproxy.transport.never_called import leads_astray
+
 T = TypeVar("T")
 Address = tuple[str, int]
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -22,7 +24,11 @@ async def resolve(host: str, port: int) -> Sequence[Address]:
 class Addresses:
     """The addresses of one host, asked for again every few seconds."""
 
-    def __init__(self, host: str, port: int, ask: Resolve = resolve) -> None:
+    def __init__(
+        self, host: str, port: int, ask: Resolve = resolve, *, found: bool = False
+    ) -> None:
+        """`found`: others than the operator may have chosen the name, and where it leads."""
+        self._found = found
         self._host = host
         self._port = port
         self._ask = ask
@@ -38,7 +44,10 @@ class Addresses:
         """Return the addresses, at most `FRESH` seconds old."""
         now = asyncio.get_running_loop().time()
         if now >= self._until:
-            self._known = await self._ask(self._host, self._port)
+            known = await self._ask(self._host, self._port)
+            if self._found:
+                known = [address for address in known if not leads_astray(address[0])]
+            self._known = known
             self._until = now + FRESH
         return self._known
 

@@ -14,9 +14,9 @@ from llmproxy.routing.discovery import addresses, server_file, watch
 from llmproxy.routing.discovery.source import LookFailed, Place, Source, servers_at
 from llmproxy.routing.discovery.watch import Discovery, servers_now
 from llmproxy.routing.registry import Registry
-from llmproxy.settings.addresses import is_forbidden
 from llmproxy.settings.upstreams import read_server_file
 from llmproxy.transport.addresses import Address
+from llmproxy.transport.never_called import is_forbidden
 from tests.settings.test_templates import template
 from tests.support.registries import CONFIGURED, registry_of
 from tests.support.wire import patience

@@ -53,6 +53,7 @@ def servers_at(template: Upstream, places: Iterable[Place]) -> list[Upstream]:
             template,
             name=f"{template.name}-{mark(f'{place.host} {place.port}')}",
             found_by="",
+            found=True,
             host=place.host,
             port=place.port,
             path="",

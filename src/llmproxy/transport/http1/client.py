@@ -31,7 +31,7 @@ class Http1Transport:
         self._resent = resent
         self._tls = tls_for(upstream)
         self._name = upstream.server_name or upstream.host
-        self._addresses = Addresses(upstream.host, upstream.port, resolve)
+        self._addresses = Addresses(upstream.host, upstream.port, resolve, found=upstream.found)
         self._loop = asyncio.get_running_loop()
         self._pool = Pool(limits, self._loop)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import socket
 import struct
 import sys
 
@@ -31,13 +32,17 @@ def unconfirmed(transport: asyncio.Transport) -> int:
     It says so with the end itself. A program that had read a request and closed then has all of
     it confirmed; one that closed with a request unread would have reset.
     """
-    waiting = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    return transport.get_write_buffer_size() + (unacknowledged(sock) if sock is not None else 0)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes are with the kernel and not yet with the peer; 0 if it cannot say."""
     if sys.platform == "win32":
-        return waiting
+        return 0
     try:
-        handle = transport.get_extra_info("socket").fileno()
-        answer = fcntl.ioctl(handle, termios.TIOCOUTQ, b"\0" * 4)
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
     except (OSError, ValueError):
-        return waiting
+        return 0
     size: int = struct.unpack("i", answer)[0]
-    return waiting + size
+    return size
