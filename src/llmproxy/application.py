@@ -36,7 +36,7 @@ from llmproxy.routing.drains import Drains
 from llmproxy.routing.rotation import Rotation
 from llmproxy.settings import Settings
 from llmproxy.settings.engines import FIELDS
-from llmproxy.settings.issuing import why_not_issued
+from llmproxy.settings.issuing import why_not_asked, why_not_issued
 from llmproxy.stack import Frame, Part, build
 from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
@@ -141,6 +141,7 @@ class LLMProxy:
             configured=lambda: engines.configured.entries,
             objections=partial(why_not_issued, self.settings),
             lasting=self.settings.store.shared,
+            notice=why_not_asked(self.settings),
         )
         everywhere = self.settings.workers == 1 or self.settings.store.shared
         return AdminApi(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmproxy.errors import LayerMissing, ProxyError
-from llmproxy.records import Endpoint, InferenceRequest, Principal, Upload
+from llmproxy.records import Endpoint, InferenceRequest, Principal, Upload, Usage
 from llmproxy.types import Scope
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class RequestContext:
     tap: "UsageTap | None" = None
     """Tells at any time what the request has used; None where nobody wants to know."""
 
+    charged: Usage | None = None
+    """What a caller who left is charged; None where that is what the tap has counted."""
+
     queued: float = 0.0
     """Seconds spent waiting for a place."""
 
@@ -138,6 +141,7 @@ WRITERS = {
     "rescues": "rescuing",
     "limit_lines": "rate_limit",
     "tap": "usage",
+    "charged": "rate_limit",
     "queued": "admission",
     "paused": "journey",
     "waited": "forward",

@@ -41,7 +41,7 @@ class InferenceRequest(NamedTuple):
     model: str | None = None
     stream: bool = False
     include_usage: bool | None = None  # `stream_options.include_usage`; None = not said
-    max_tokens: int | None = None  # the most that one choice may have; None = not said
+    max_tokens: int | None = None  # the most that one answer may have; None = not said
     choices: int = 1  # that are made: `n` or `best_of`, whichever is more, for each prompt
     prompt_bytes: int = 0  # of the body: an upper bound that costs nothing to know
     unstored: bool = False  # `store: false` was said: the server keeps nothing of it

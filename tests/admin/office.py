@@ -132,6 +132,7 @@ def office(
     trusted: TrustedProxies | None = None,
     registry: Registry | None = None,
     everywhere: bool = True,
+    notice: str | None = None,
 ) -> Office:
     """Build all of it over one store."""
     store = store or FailingStore()
@@ -139,7 +140,12 @@ def office(
     entries: tuple[KeyEntry, ...] = keys(configured, fields=FIELDS, environ={})
     limiter = Limiter(store, store, limits=limits(limit), budgets=budgets(budget))
     register = KeyRegister(
-        issued, audit, fields=FIELDS, configured=lambda: entries, objections=objections
+        issued,
+        audit,
+        fields=FIELDS,
+        configured=lambda: entries,
+        objections=objections,
+        notice=notice,
     )
     registry = registry or Registry(_no_server)
     drains = Drains(store, registry)

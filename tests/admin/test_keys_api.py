@@ -93,6 +93,17 @@ async def test_other_roles_are_strangers(role: Role) -> None:
     assert answer.status == 401
 
 
+@pytest.mark.parametrize("notice", [None, "nobody is asked for such a key yet"])
+async def test_a_new_key_that_nobody_is_asked_for_says_so(notice: str | None) -> None:
+    """Whoever reads the answer would take the door to be closed."""
+    desk = office(notice=notice)
+
+    made = await desk.ask("POST", "/admin/keys", {"name": "blue"})
+    rotated = await desk.ask("POST", "/admin/keys/blue/rotate", {})
+
+    assert made.document["notice"] == rotated.document["notice"] == notice
+
+
 async def test_an_admin_by_role_is_let_in() -> None:
     """With a key of its own, so that the log can tell one admin from another."""
     desk = office(caller=known(BOSS))

@@ -72,6 +72,24 @@ async def test_a_change_is_noticed_without_a_restart(tmp_path: Path, passing: Ti
     assert await named(keyring) == ["b"]
 
 
+async def test_a_file_that_gives_the_admin_key_away_is_not_taken(
+    tmp_path: Path, passing: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller would be the admin. The keys stay as they are, and the log shows none."""
+    path = tmp_path / "keys"
+    path.write_text(f"alice:{ALICE}")
+    keys = ConfiguredKeys(admin_key=BOB)
+    file = KeyFile(str(path), fields=FIELDS, environ={}, taken=keys.replace)
+    keyring = Keyring(keys, file=file)
+    before = await named(keyring)
+    path.write_text(f"carol:{BOB}")
+    passing.passes(5)
+
+    assert await named(keyring) == before == ["alice", "admin"]
+    assert "entry 1 has the admin's key" in caplog.text
+    assert BOB not in caplog.text
+
+
 @pytest.mark.parametrize("broken", ["gone", "alice", "{", "b:changeme", "\0", "latin"])
 async def test_a_broken_file_leaves_the_keys_as_they_are(
     broken: str, tmp_path: Path, passing: Time, caplog: pytest.LogCaptureFixture

@@ -93,7 +93,7 @@ async def test_a_key_of_which_only_a_digest_is_known_cannot_sign(store: ShakySto
         (r"key=alice", "key=bob"),
         (r"ts=(\d+)", "ts=1"),
         (r"ts=", "ts=1"),
-        (r"nonce=(.)", "nonce=-"),
+        (r"nonce=", "nonce=-"),
         (r"nonce=.+?,", "nonce=short,"),
         (r"signature=(.)", "signature=g"),
         (r"signature=.*", "signature=" + "0" * 64),

@@ -84,6 +84,7 @@ def test_a_new_key_stands_alone_on_stdout(store_url: str, capsys: Capture) -> No
     secret = said.out.removesuffix("\n")
     assert code == 0
     assert could_be_issued(secret.encode())
+    assert "LLMPROXY_AUTH" not in said.err
     assert secret not in said.err
     assert "blue" in said.err
     assert asyncio.run(looked_up(store_url, secret)) == "blue"
@@ -296,10 +297,23 @@ def test_keys_that_nobody_is_asked_for(
     """A limit on such a key would be a comfort and nothing else, so it is said."""
     monkeypatch.setenv("LLMPROXY_AUTH", "off")
 
-    code = keys("create", "--name", "blue")
+    code = keys("create", "--name", "blue", "--json")
 
+    said = capsys.readouterr()
     assert code == 0
-    assert "LLMPROXY_AUTH is off" in capsys.readouterr().err
+    assert "LLMPROXY_AUTH is off here; set it to keys" in said.err
+    assert json.loads(said.out)["notice"] in said.err
+
+
+def test_keys_beside_what_callers_are_asked_for(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What is to be set keeps what was set."""
+    monkeypatch.setenv("LLMPROXY_AUTH", "hmac")
+
+    keys("create", "--name", "blue")
+
+    assert "LLMPROXY_AUTH is hmac here; set it to keys+hmac" in capsys.readouterr().err
 
 
 def test_in_redis_keys_are_just_the_same(

@@ -69,8 +69,6 @@ async def test_a_path_that_two_servers_could_read_differently_is_not_found(targe
     [
         b"/v1/chat/completions",
         b"/v1/files/file-abc123/content",
-        b"/v1/models/meta-llama%2FLlama-3.3-70B",
-        b"/v1/models/gpt-4o",
         b"/v1/fine_tuning/jobs?limit=2&after=%2Fx%00",
         b"/v1/assistants/a~b!c$d'(e)*f+g,h=i:j@k",
         b"/v1/files/na%C3%AFve%20name",
@@ -84,6 +82,24 @@ async def test_a_path_in_normal_form_goes_on_byte_for_byte(target: bytes) -> Non
     """Escapes and the query are the engine's to read."""
     async with scripted(ECHO) as engine, proxied(engine.upstream) as proxy:
         answer = await proxy.ask(request_bytes(target))
+
+    assert answer.status == 200
+    assert engine.requests[0].target == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"/v1/models/meta-llama%2FLlama-3.3-70B", b"/v1/models/gpt-4o"],
+    ids=bytes.decode,
+)
+async def test_the_path_of_a_model_goes_on_byte_for_byte(
+    target: bytes, connection: Connection
+) -> None:
+    """Whoever looks at one asks the engine itself, unless routing knows it already."""
+    if connection is Connection.ROUTED:
+        return
+    async with scripted(ECHO) as engine, proxied(engine.upstream) as proxy:
+        answer = await proxy.ask(request_bytes(target, method=b"GET", body=None))
 
     assert answer.status == 200
     assert engine.requests[0].target == target
@@ -166,6 +182,8 @@ MANAGEMENT = [
     ("vllm", b"POST", b"/v1/load_lora_adapter"),
     ("llamacpp", b"POST", b"/slots/0"),
     ("textgen", b"POST", b"/v1/internal/model/load"),
+    ("vllm", b"DELETE", b"/v1/models/ft-abc"),
+    ("vllm", b"POST", b"/v1/models"),
 ]
 
 

@@ -81,6 +81,13 @@ async def test_connection_cannot_take_away_what_we_say() -> None:
         assert request.header(name) is not None, name
 
 
+async def test_what_a_request_was_signed_with_stays_with_us() -> None:
+    """The engine gets another head, and often another body than was signed."""
+    request = await sent_upstream([(b"x-content-sha256", b"0" * 64)])
+
+    assert values(request, b"x-content-sha256") == []
+
+
 @pytest.mark.parametrize("name", [b"x_tenant", b"content_length", b"X_Request-Id"])
 async def test_names_with_an_underscore_are_dropped(name: bytes) -> None:
     """Some servers read X_Tenant as X-Tenant: nobody may be impersonated by spelling."""

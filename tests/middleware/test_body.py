@@ -15,7 +15,7 @@ from llmproxy.errors import (
     UnsupportedEncoding,
 )
 from llmproxy.middleware.body import LARGE, BodyMiddleware
-from llmproxy.protocol.endpoints import CHAT, OTHER
+from llmproxy.protocol.endpoints import CHAT, NATIVE, OTHER
 from llmproxy.protocol.multipart import LOOK_AT
 from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.types import EXCHANGE, Header, Message, Receive, Scope, Send
@@ -59,6 +59,17 @@ async def test_json_is_read_and_understood() -> None:
 
     assert ctx.body == body
     assert ctx.inference == InferenceRequest(model="m", stream=True, prompt_bytes=27)
+
+
+@pytest.mark.parametrize(("endpoint", "most"), [(CHAT, 5), (NATIVE[b"/api/chat"], None)])
+async def test_limits_are_those_of_the_endpoint(endpoint: Endpoint, most: int | None) -> None:
+    """Ollama's own chat does not know `max_tokens`, so there it limits nothing."""
+    body = b'{"model":"m","max_tokens":5}'
+
+    ctx, _ = await take(body, [JSON, length(len(body))], endpoint=endpoint)
+
+    assert ctx.inference is not None
+    assert ctx.inference.max_tokens == most
 
 
 async def test_a_body_in_one_piece_is_not_copied() -> None:

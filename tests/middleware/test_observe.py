@@ -25,7 +25,7 @@ from llmproxy.protocol.endpoints import CHAT
 from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.protocol.usage_tap import UsageTap
-from llmproxy.records import Ending, InferenceRequest, Principal
+from llmproxy.records import Ending, InferenceRequest, Principal, Usage
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 from tests.support.asgi import Exchange, cancel_in_flight, drive
 from tests.support.rig import KeptLog, sample
@@ -434,6 +434,25 @@ async def test_a_refusal_has_used_nothing(status: int) -> None:
     assert observed.line["prompt_tokens"] is None
     assert observed.line["completion_tokens"] is None
     assert b"llmproxy_tokens_total{" not in observed.metrics.render()
+
+
+async def test_what_a_caller_who_left_is_charged_is_told() -> None:
+    """In the place of what was counted, and also where nothing was sent that could be."""
+
+    async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
+        ctx = get_context(scope)
+        ctx.inference = InferenceRequest(model="m")
+        ctx.tap = UsageTap(CHAT, ctx.inference)
+        ctx.charged = Usage(prompt=100, estimated=True)
+        ctx.failure = ClientGone("no")
+
+    observed = Observed(leaving)
+    await observed.drive()
+
+    line = observed.line
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (100, 0)
+    assert line["tokens_estimated"]
+    assert tokens(observed, "other") == {"prompt": 100, "completion": 0}
 
 
 async def test_the_end_is_told_to_the_tap() -> None:

@@ -234,9 +234,11 @@ async def test_a_left_stream_is_charged_as_configured(
     policy: ChargeCancelled, begun: bool, charged: int, slow: bool
 ) -> None:
     """What was streamed, only what was reported, or nothing; and its permit comes back."""
-    made = limiter(slow=slow, charge_cancelled=policy)
-    async with left_half_way(made, context(tap=Counted(40)), begun):
+    made, ctx = limiter(slow=slow, charge_cancelled=policy), context(tap=Counted(40))
+    async with left_half_way(made, ctx, begun):
         assert await left(made) == [8, 10_000 - charged]
+        assert (ctx.charged.total if ctx.charged is not None else 0) == charged
+        assert (ctx.charged is not None) is (begun or charged > 0)  # what the log has to tell
 
 
 async def test_leaving_before_a_server_was_asked_costs_nothing() -> None:

@@ -192,3 +192,20 @@ def test_what_is_normal_stays_where_it_is(path: bytes) -> None:
 
         assert b"" not in parts and b"." not in parts and b".." not in parts
         assert b"\\" not in plain and b"%5c" not in plain
+
+
+@pytest.mark.parametrize("path", [b"/v1/models", b"/v1/models/a", b"/v1/models/a%2Fb"])
+@pytest.mark.parametrize(
+    ("method", "managed"),
+    [
+        *(("GET", False), ("HEAD", False)),
+        *(("POST", True), ("PUT", True), ("PATCH", True), ("DELETE", True), ("OPTIONS", True)),
+    ],
+)
+def test_to_change_models_is_management(path: bytes, method: str, managed: bool) -> None:
+    """Whoever may look at them may not delete one with our credential."""
+    found = PATHS.find(path, method)
+
+    assert found is not None
+    assert found.management is managed
+    assert found.name == ("management" if managed else "models")

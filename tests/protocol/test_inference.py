@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llmproxy.errors import InvalidJson, InvalidRequest
 from llmproxy.protocol.inference import LARGE, read_inference
-from llmproxy.records import InferenceRequest
+from llmproxy.records import Ending, InferenceRequest
 
 DEEP = 100_000
+MOST = 2**63 - 1  # what is counted
 
 
 def large(body: bytes) -> bytes:
@@ -135,7 +136,11 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
         pytest.param(b'{"stream":null}', InferenceRequest(), id="stream_null"),
         pytest.param(b'{"stream":"true"}', InferenceRequest(), id="stream_as_text"),
         pytest.param(b'{"stream":1}', InferenceRequest(), id="stream_as_number"),
-        pytest.param(b'{"n":18446744073709551616}', InferenceRequest(), id="two_to_the_64th"),
+        pytest.param(
+            b'{"n":18446744073709551616}',
+            InferenceRequest(choices=MOST, answers=MOST),
+            id="two_to_the_64th",
+        ),
         pytest.param(b'{"n":-9223372036854775809}', InferenceRequest(), id="below_64_bits"),
         pytest.param(b'{"max_tokens":5}', InferenceRequest(max_tokens=5), id="max_tokens"),
         pytest.param(b'{"max_completion_tokens":5}', InferenceRequest(max_tokens=5), id="newer"),
@@ -148,8 +153,8 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
         ),
         pytest.param(
             b'{"max_completion_tokens":"9","max_tokens":7}',
-            InferenceRequest(max_tokens=7),
-            id="the_one_that_makes_sense",
+            InferenceRequest(max_tokens=9),
+            id="text_that_some_engines_read",
         ),
         pytest.param(
             b'{"max_tokens":7,"options":{"num_predict":-1}}',
@@ -161,11 +166,9 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
             for name, value in {
                 "no_tokens": b"0",
                 "minus_one": b"-1",
-                "beyond_64_bits": b"18446744073709551616",
-                "beyond_reason": b"2147483648",
-                "text": b'"5"',
                 "boolean": b"true",
-                "fraction": b"1.5",
+                "no_number": b'"many"',
+                "no_number_at_all": b'"nan"',
                 "list": b"[5]",
                 "null": b"null",
             }.items()
@@ -175,6 +178,89 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
             InferenceRequest(max_tokens=10**9, choices=10**9, answers=10**9),
             id="as_much_as_an_engine_would_take",
         ),
+        *(
+            pytest.param(
+                b'{"max_tokens":%b,"n":%b}' % (value, value),
+                InferenceRequest(max_tokens=count, choices=count, answers=count),
+                id=name,
+            )
+            for name, value, count in [
+                ("beyond_31_bits", b"2147483648", 2**31),
+                ("beyond_63_bits", b"9223372036854775808", MOST),
+                ("beyond_64_bits", b"18446744073709551616", MOST),
+                ("beyond_reason", b"1e300", MOST),
+                ("whole_float", b"5.0", 5),
+                ("exponent", b"1e9", 10**9),
+            ]
+        ),
+        *(
+            pytest.param(
+                b'{"max_tokens":%b,"n":%b}' % (value, value),
+                InferenceRequest(choices=count, answers=count),
+                id=f"in_doubt_{name}",
+            )
+            for name, value, count in [
+                ("number", b'"5"', 5),
+                ("float", b'"5.0"', 5),
+                ("blanks", b'" 5 "', 5),
+                ("large", b'"18446744073709551616"', MOST),
+                ("endless", b'"inf"', MOST),
+                ("fraction", b"1.5", 2),
+            ]
+        ),
+        pytest.param(
+            b'{"best_of":"10","n":2}',
+            InferenceRequest(choices=10, answers=2),
+            id="best_of_as_text",
+        ),
+        pytest.param(b'{"best_of":10.0}', InferenceRequest(choices=10), id="best_of_as_float"),
+        *(
+            pytest.param(
+                b'{"max_tokens":1,%b}' % other, InferenceRequest(max_tokens=5000), id=other.decode()
+            )
+            for other in (
+                b'"max_completion_tokens":5000',
+                b'"max_completion_tokens":"5000"',
+                b'"max_output_tokens":5000',
+                b'"n_predict":5000',
+                b'"max_new_tokens":5000',
+                b'"options":{"num_predict":5000}',
+            )
+        ),
+        pytest.param(
+            b'{"max_tokens":7,"n_predict":-1}', InferenceRequest(), id="without_end_for_llama_cpp"
+        ),
+        pytest.param(
+            b'{"max_tokens":7,"n_predict":null}', InferenceRequest(max_tokens=7), id="null_limit"
+        ),
+        *(
+            pytest.param(
+                b'{"prompt":%b,"n":2}' % prompt,
+                InferenceRequest(choices=2 * count, answers=2 * count),
+                id=name,
+            )
+            for name, prompt, count in [
+                ("one_prompt", b'"a,b"', 1),
+                ("prompts", b'["a,b","[c","d"]', 3),
+                ("list_of_one_prompt", b'[ "a" ]', 1),
+                ("token_ids", b"[ 1,2,3]", 1),
+                ("negative_token_ids", b"[-1,2,3]", 1),
+                ("lists_of_token_ids", b"[[1,2],[3]]", 2),
+                ("prompt_objects", b'[{"prompt_string":"a"},{"prompt_string":"b"}]', 2),
+                ("lists_and_texts", b'[[1,2],"a",[3]]', 3),
+                ("no_prompt_in_the_list", b"[]", 1),
+                ("null_prompt", b"null", 1),
+                ("number_as_prompt", b"5", 1),
+            ]
+        ),
+        pytest.param(
+            b'{"prompt_embeds":["a","b"]}', InferenceRequest(choices=2, answers=2), id="embeds"
+        ),
+        pytest.param(
+            b'{"prompt":["a","b"],"prompt_embeds":["a","b"],"best_of":3}',
+            InferenceRequest(choices=12, answers=4),
+            id="prompts_and_embeds",
+        ),
         pytest.param(b'{"max_completion_tokens":-1}', InferenceRequest(), id="newer_without_sense"),
         pytest.param(b'{"n":3}', InferenceRequest(choices=3, answers=3), id="choices"),
         pytest.param(b'{"best_of":4}', InferenceRequest(choices=4), id="best_of"),
@@ -182,30 +268,14 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
             b'{"n":2,"best_of":4}', InferenceRequest(choices=4, answers=2), id="n_of_best_of"
         ),
         pytest.param(b'{"n":4,"best_of":-2}', InferenceRequest(choices=4, answers=4), id="n_alone"),
-        *(
-            pytest.param(
-                b'{"prompt":%b}' % prompt, InferenceRequest(choices=count, answers=count), id=name
-            )
-            for name, prompt, count in (
-                ("one_prompt", b'"a"', 1),
-                ("prompts", b'["a","b","c"]', 3),
-                ("prompts_with_blanks", b'[ \n"a" , "b" ]', 2),
-                ("empty_prompts", b'["",""]', 2),
-                ("no_prompt", b"[]", 1),
-                ("null_prompt", b"null", 1),
-                ("tokens", b"[1,2,3]", 1),
-                ("prompts_in_tokens", b"[[1,2],[3]]", 2),
-                ("prompt_of_another_kind", b'{"a":1}', 1),
-            )
-        ),
         pytest.param(
             b'{"n":2,"best_of":3,"prompt":["a","b"]}',
             InferenceRequest(choices=6, answers=4),
             id="choices_of_prompts",
         ),
         pytest.param(
-            b'{"n":2147483647,"prompt":["a","b"]}',
-            InferenceRequest(choices=2**31 - 1, answers=2**31 - 1),
+            b'{"n":18446744073709551616,"prompt":["a","b"]}',
+            InferenceRequest(choices=MOST, answers=MOST),
             id="no_more_than_a_count_may_be",
         ),
         pytest.param(b'{"options":[5]}', InferenceRequest(), id="options_as_list"),
@@ -241,6 +311,36 @@ def test_json_that_asks_for_nothing(body: bytes, size: Any) -> None:
 def test_what_is_understood(body: bytes, expected: InferenceRequest, size: Any) -> None:
     """What is needed to judge a request; everything else is the model server's business."""
     assert understood(size(body)) == expected
+
+
+@pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("ending", "name", "heeded"),
+    [
+        (Ending.CHAT, "max_tokens", True),
+        (Ending.CHAT, "max_completion_tokens", True),
+        (Ending.CHAT, "max_output_tokens", False),
+        (Ending.CHAT, "n_predict", False),
+        (Ending.CHAT, "max_new_tokens", False),
+        (Ending.CHAT, "num_predict", False),
+        (Ending.MESSAGES, "max_tokens", True),
+        (Ending.MESSAGES, "max_completion_tokens", False),
+        (Ending.RESPONSES, "max_output_tokens", True),
+        (Ending.RESPONSES, "max_tokens", False),
+        (Ending.NDJSON, "num_predict", True),
+        (Ending.NDJSON, "max_tokens", False),
+        (Ending.UNKNOWN, "n_predict", True),
+    ],
+)
+def test_a_limit_that_an_engine_may_pass_over_is_none(
+    ending: Ending, name: str, heeded: bool, size: Any
+) -> None:
+    """Each path has names that all of its engines know; alone, another one limits nothing."""
+    said: dict[str, object] = {"options": {name: 5}} if name == "num_predict" else {name: 5}
+
+    assert read_inference(size(json.dumps(said).encode()), ending).max_tokens == (
+        5 if heeded else None
+    )
 
 
 @pytest.mark.parametrize("size", [bytes, large], ids=["small", "large"])
@@ -319,9 +419,59 @@ def test_a_large_text_is_checked_where_it_is_cut() -> None:
 def test_a_long_list_in_the_place_of_a_number_is_none() -> None:
     """In a large body its values are not even built."""
     numbers = b"[%b1]" % (b"1234567890," * 100_000)
-    body = b'{"model":"a","n":%b,"options":{"num_predict":%b},"max_tokens":5}' % (numbers, numbers)
+    body = b'{"model":"a","n":%b,"best_of":%b,"max_tokens":5}' % (numbers, numbers)
 
     assert understood(body) == InferenceRequest("a", max_tokens=5)
+    assert understood(b'{"max_tokens":5,"n_predict":%b}' % numbers) == InferenceRequest()
+
+
+def test_options_that_are_too_long_to_be_read_may_hold_anything() -> None:
+    """What is not looked at cannot be relied on: there may be no limit."""
+    body = b'{"max_tokens":5,"options":{"num_predict":5000,"x":"%b"}}' % (b"x" * LARGE)
+
+    assert understood(body) == InferenceRequest()
+
+
+def test_a_number_with_more_digits_than_are_read_is_refused() -> None:
+    """It could be any: 5, with thousands of zeros behind the point."""
+    with pytest.raises(InvalidRequest):
+        read_inference(large(b'{"n":5.%b}' % (b"0" * 5000)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        pytest.param(b'["%b"%b]' % (b"a, " * LARGE, b',"b"' * 49), 50, id="texts"),
+        pytest.param(b"[[1%b]%b]" % (b",12345" * 10**6, b",[1]" * 49), 50, id="token_ids_of_many"),
+        pytest.param(b"[1%b]" % (b",12345" * 10**6), 1, id="token_ids_of_one"),
+        pytest.param(b'["%b"]' % (b"," * 2**20), 1, id="one_text_with_many_commas"),
+        pytest.param(b'["a"%b]' % (b',"a"' * 254), 255, id="nearly_as_many_as_are_seen_at_once"),
+        pytest.param(b'["a"%b]' % (b',"a"' * 255), 256, id="as_many_as_are_seen_at_once"),
+        pytest.param(b'["a"%b]' % (b',"a"' * (2**18)), 2**18 + 1, id="as_many_as_are_counted"),
+    ],
+)
+def test_the_prompts_of_a_large_body_are_counted(prompt: bytes, count: int) -> None:
+    """Each has an answer of its own."""
+    assert understood(large(b'{"prompt":%b}' % prompt)) == InferenceRequest(
+        choices=count, answers=count
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(b'["a"%b]' % (b',"a"' * (2**18 + 1)), id="texts"),
+        pytest.param(b'["a"%b]' % (b",1" * (2**18 + 1)), id="texts_and_numbers"),
+        pytest.param(b"[[]%b]" % (b",[]" * (2**18 + 1)), id="token_ids"),
+        pytest.param(b"[[]%b]" % (b",1" * (2**18 + 1)), id="token_ids_and_numbers"),
+    ],
+)
+def test_more_prompts_than_can_be_counted_are_refused(prompt: bytes) -> None:
+    """So nobody can fill our memory, or have us count for seconds."""
+    with pytest.raises(InvalidRequest) as refusal:
+        read_inference(b'{"prompt":%b}' % prompt)
+
+    assert refusal.value.param == "prompt"
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 400])
@@ -395,7 +545,7 @@ REQUESTS = st.dictionaries(
     st.sampled_from(
         [
             *("model", "stream", "messages", "x", "modelo", "é", "max_tokens", "n", "options"),
-            *("stream_options", "Model"),
+            *("stream_options", "Model", "prompt", "prompt_embeds", "best_of", "n_predict"),
         ]
     ),
     JSON,
@@ -437,10 +587,3 @@ def _dumps(value: object) -> bool:
     except (TypeError, orjson.JSONEncodeError):
         return False  # a lone surrogate, or an integer above 64 bits
     return True
-
-
-def test_of_the_prompts_of_a_large_body_only_so_many_are_counted() -> None:
-    """A list of nothing could be as long as a body; to look at all of it would take too long."""
-    asked = read_inference(large(b'{"prompt":[%b""]}' % (b'"",' * 100_000)))
-
-    assert asked.choices == asked.answers == 256

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmproxy.errors import DeadlineTooShort, Overloaded, ProxyError
 from llmproxy.rate_limit.fairness import MOST_RESTING, FairQueue, Place, State
+from llmproxy.rate_limit.pace import STALE
 from llmproxy.rate_limit.queue import LATEST, Admission, part_of
 
 
@@ -661,28 +662,84 @@ def test_a_deadline_that_passes_after_all() -> None:
     assert isinstance(door.admission.refusal(place), DeadlineTooShort)
 
 
-def test_who_would_wait_in_vain_does_not_wait() -> None:
-    """Under overload a refusal comes at once and not after the queue's whole time."""
-    door = Door(slots=1, size=1000, timeout=30)
-    door.keep_pace(1.0)
-    door.come("a")
-    waiting = 0
-    with pytest.raises(Overloaded):
-        for _ in range(100):
-            door.come("a")
-            waiting += 1
-
-    assert 20 <= waiting <= 30
-
-
-def test_the_next_in_line_may_always_try() -> None:
-    """However long requests take: the one that runs may be about to end."""
-    door = Door(slots=1, timeout=30)
+def test_a_guess_turns_nobody_away_who_has_the_time() -> None:
+    """The pace may be about to change: the queue's own time is over when it is over."""
+    door = Door(slots=1, size=100, timeout=30)
     door.keep_pace(300)
     door.come("a")
+    waiting = [door.come("a") for _ in range(100)]
 
-    assert door.come("b").state is State.WAITING
-    assert isinstance(door.refuses("c"), Overloaded)
+    assert {place.state for place in waiting} == {State.WAITING}
+    assert {place.until for place in waiting} == {door.clock.at + 30}
+    assert isinstance(door.refuses("a"), Overloaded)
+    assert isinstance(door.refuses("b", deadline=door.clock.at + 60), DeadlineTooShort)
+
+
+def test_while_nothing_is_known_nobody_is_turned_away_by_a_guess() -> None:
+    """Not even one with little time: the slots may be free in a moment."""
+    door = Door(slots=1)
+    door.come("a")
+    door.clock.at += 20
+
+    assert door.come("b", deadline=door.clock.at + 0.1).state is State.WAITING
+
+
+def test_before_anything_is_known_the_age_of_the_oldest_is_told() -> None:
+    """What has been at work for so long may well be for as long again."""
+    door = Door(slots=2, size=1)
+    oldest = door.come("a")
+    door.clock.at += 20
+    door.come("a")
+    waiting = door.come("a")
+    door.clock.at += 5
+    full = retry_after(door.refuses("a"))
+    late = retry_after(door.admission.refusal(waiting))
+    door.admission.leave(oldest)
+    door.come("a"), door.come("b")
+    known = retry_after(door.refuses("c"))
+
+    assert (full, late) == (25, 25)
+    assert known == 10  # a slot became free after five seconds, and one waits
+
+
+def test_who_has_waited_is_as_old_as_its_slot() -> None:
+    """The time in the queue says nothing of how long a request takes."""
+    door = Door(slots=1, size=1)
+    first = door.come("a")
+    door.come("b")
+    door.clock.at += 20
+    door.admission.resize(3)  # and so without a slot that became free
+    door.end(first)
+    door.admission.resize(1)
+    door.come("c")
+    door.clock.at += 5
+
+    assert retry_after(door.refuses("c")) == 5
+
+
+def test_one_long_answer_does_not_count_where_the_pace_is_known() -> None:
+    """The others go on around it."""
+    door = Door(slots=2, size=0)
+    door.keep_pace(0.5)
+    door.come("long")
+    for _ in range(40):
+        door.end(door.come("a"), after=1.0)
+    door.come("a")
+
+    assert retry_after(door.refuses("b")) <= 2
+
+
+def test_an_old_pace_is_forgotten() -> None:
+    """What was slow a while ago says nothing of the requests of now."""
+    door = Door(slots=1)
+    door.keep_pace(300)
+    door.clock.at += STALE + 1
+    door.come("a")
+    door.clock.at += 2
+    for _ in range(5):
+        door.come("b")
+
+    assert door.come("b", deadline=door.clock.at + 1).state is State.WAITING
 
 
 # Several workers

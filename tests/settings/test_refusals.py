@@ -1,5 +1,6 @@
 """What stops the start, by name, and all of it at once."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,25 @@ def test_a_key_that_anybody_could_guess_opens_nothing(key: str) -> None:
 
     assert line.startswith("LLMPROXY_ADMIN_KEY")
     assert "secrets.token_urlsafe" in line
+
+
+@pytest.mark.parametrize("written", ["as_it_is", "digest", "file"])
+def test_a_caller_may_not_have_the_admin_key(written: str, tmp_path: Path) -> None:
+    """It would be the admin; both variables are named, and the key is not shown."""
+    key = "Zk3v8Qp1LmX7wRt5"
+    file = tmp_path / "keys"
+    file.write_text(f"green:{key}")
+    theirs = {
+        "as_it_is": f"red:another-7wRt5Zk3,green:{key}",
+        "digest": f"green:sha256:{sha256(key.encode()).hexdigest()}",
+        "file": f"file:{file}",
+    }[written]
+
+    [line] = faults_of({"LLMPROXY_ADMIN_KEY": key, "LLMPROXY_KEYS": theirs})
+
+    assert line.startswith("LLMPROXY_KEYS")
+    assert "LLMPROXY_ADMIN_KEY" in line
+    assert key not in line
 
 
 @pytest.mark.parametrize("key", ["k8Zr-Fq2b", "correct-horse-battery", "a" * 31 + "b", "sk-9f3b71"])

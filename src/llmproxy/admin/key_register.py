@@ -14,7 +14,7 @@ from llmproxy.admin.key_documents import Document, as_text, fields_of, of_config
 from llmproxy.admin.times import length
 from llmproxy.auth.documents import IssuedKey
 from llmproxy.auth.fields import Fields, text
-from llmproxy.auth.issued import Contended, IssuedKeys, NameTaken, NoSuchKey
+from llmproxy.auth.issued import Contended, IssuedKeys, NameTaken, NewKey, NoSuchKey
 from llmproxy.auth.keys import KeyEntry, usable_name
 from llmproxy.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from llmproxy.records import Principal
@@ -38,10 +38,12 @@ class KeyRegister:
         configured: Callable[[], Iterable[KeyEntry]] = tuple,
         objections: Callable[[Mapping[str, Any]], list[str]] = lambda fields: [],
         lasting: bool = True,
+        notice: str | None = None,
     ) -> None:
         """`objections` says why a key with such fields could not be held to them here.
 
-        `lasting` tells whether a key is still there when the process is not.
+        `lasting` tells whether a key is still there when the process is not, `notice` what
+        keeps a new key from being asked for.
         """
         self._issued = issued
         self._audit = audit
@@ -49,6 +51,7 @@ class KeyRegister:
         self._configured = configured
         self._objections = objections
         self._lasting = lasting
+        self._notice = notice
 
     async def documents(self) -> list[Document]:
         """Return all keys, the configured ones first."""
@@ -97,7 +100,7 @@ class KeyRegister:
         with as_errors():
             async with self._audit.change(actor, "create", name, as_text({**changed, **own})):
                 new = await self._issued.create(name, fields, **own)
-        return {**of_issued([new.key]), "key": new.secret, "lasting": self._lasting}
+        return self._made(new)
 
     async def rotate(self, actor: Actor, name: str, given: Mapping[str, object]) -> Document:
         """Make a new key for a name, and end the one before after an overlap."""
@@ -111,12 +114,7 @@ class KeyRegister:
         with as_errors():
             async with self._audit.change(actor, "rotate", name, {"overlap": f"{overlap:g} s"}):
                 new = await self._issued.rotate(name, overlap=overlap)
-        return {
-            **of_issued([new.key]),
-            "key": new.secret,
-            "lasting": self._lasting,
-            "overlap": overlap,
-        }
+        return {**self._made(new), "overlap": overlap}
 
     async def revoke(self, actor: Actor, name: str) -> Document:
         """Refuse every key of a name."""
@@ -125,6 +123,14 @@ class KeyRegister:
             async with self._audit.change(actor, "revoke", name, {}):
                 await self._issued.revoke(name)
         return {"name": name, "state": "revoked"}
+
+    def _made(self, new: NewKey) -> Document:
+        return {
+            **of_issued([new.key]),
+            "key": new.secret,
+            "lasting": self._lasting,
+            "notice": self._notice,
+        }
 
     def _read(self, given: Mapping[str, object]) -> tuple[str, dict[str, Any], dict[str, Any]]:
         wrong: list[str] = []

@@ -104,6 +104,7 @@ _ISSUED: dict[str, Schema] = {
     **_KEY,
     "key": _said(TEXT, "the key itself; it is shown this once and kept nowhere"),
     "lasting": _said(_YES_OR_NO, "whether it outlives the process"),
+    "notice": _said(_MAYBE_TEXT, "why nobody is asked for it yet; null = callers are"),
 }
 
 _STANDING = _object(

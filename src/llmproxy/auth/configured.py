@@ -23,6 +23,14 @@ class SigningKey:
     unsigned: bool = False  # may sign an upload without its content
 
 
+def entry_with(sha256: bytes, entries: Iterable[KeyEntry]) -> int:
+    """Return the number of the entry whose key has this SHA-256; 0 = there is none."""
+    for number, entry in enumerate(entries, 1):
+        if entry.sha256 is not None and same(entry.sha256, sha256):
+            return number
+    return 0
+
+
 class ConfiguredKeys:
     """Kept in memory as a whole, replaced as a whole."""
 
@@ -41,8 +49,14 @@ class ConfiguredKeys:
         self.replace(entries)
 
     def replace(self, entries: Iterable[KeyEntry]) -> None:
-        """Take these callers in the place of those before. The admin stays."""
-        self.entries = entries = tuple(entries)
+        """Take these callers in the place of those before. The admin stays.
+
+        Raises `ValueError` when one of them has the admin's key: it would be the admin.
+        """
+        entries = tuple(entries)
+        if self._admin is not None and (number := entry_with(self._admin, entries)):
+            raise ValueError(f"entry {number} has the admin's key")
+        self.entries = entries
         secrets = [(e.sha256, e.principal) for e in entries if e.sha256 is not None]
         if self._admin is not None:
             secrets.append((self._admin, ADMIN))

@@ -8,7 +8,7 @@ After each change a marker is changed, by which every worker notices (see `direc
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -152,13 +152,22 @@ class IssuedKeys:
 
     async def all_keys(self) -> list[IssuedKey]:
         """Return all keys, by name and newest first; those that are revoked too."""
-        found: list[IssuedKey] = []
+        return [key async for several in self._by_name() for key in several]
+
+    async def any_works(self) -> bool:
+        """Tell whether there is a key that opens something."""
+        now = clock.wall()
+        async for several in self._by_name():
+            if any(now < key.until for key in several):
+                return True
+        return False
+
+    async def _by_name(self) -> AsyncIterator[list[IssuedKey]]:
         names = await self._records.names(_NAME)
         for start in range(0, len(names), AT_ONCE):
             several = [each.removeprefix(_NAME) for each in names[start : start + AT_ONCE]]
             for keys in await asyncio.gather(*(self.named(name) for name in several)):
-                found += keys
-        return found
+                yield keys
 
     async def named(self, name: str) -> list[IssuedKey]:
         """Return the keys of a name, the newest first."""

@@ -61,14 +61,14 @@ class KeyFile:
     async def _look(self) -> None:
         try:
             entries = await self._file.look()
+            if entries is not None:
+                self._taken(entries)
         except ValueError as exc:
             if str(exc) != self._complaint:
                 self._complaint = str(exc)
                 log.error("The file of keys was not taken over: %s", exc)
             return
         self._complaint = ""
-        if entries is not None:
-            self._taken(entries)
 
 
 def _parsed(

@@ -121,7 +121,7 @@ class StoreDesk:
         from llmproxy.auth.issued import IssuedKeys
         from llmproxy.errors import InvalidRequest, ProxyError
         from llmproxy.settings.engines import FIELDS
-        from llmproxy.settings.issuing import why_not_issued
+        from llmproxy.settings.issuing import why_not_asked, why_not_issued
         from llmproxy.store.opening import open_store
 
         # A proxy gives Redis 45 ms and then goes on without it; here somebody would rather wait.
@@ -132,6 +132,7 @@ class StoreDesk:
             fields=FIELDS,
             configured=lambda: self._settings.keys.entries,
             objections=partial(why_not_issued, self._settings),
+            notice=why_not_asked(self._settings),
         )
         try:
             return asyncio.run(self._with_store(store, work(register, _actor())))

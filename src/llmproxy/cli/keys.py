@@ -74,8 +74,6 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         desk = _desk(configured.settings, arguments.url)
         arguments.act(desk, arguments)
-        if arguments.url is None and arguments.action in ("create", "rotate"):
-            _remark_on(configured.settings)
     except Failed as exc:
         _say(str(exc))
         return exc.code
@@ -158,11 +156,8 @@ def _hand_over(made: dict[str, Any], arguments: argparse.Namespace) -> None:
     sys.stdout.flush()
     if not made["lasting"]:
         _say("it ends with the proxy, whose LLMPROXY_STORE is memory")
-
-
-def _remark_on(settings: "Settings") -> None:
-    if "keys" not in settings.auth.split("+"):
-        _say(f"LLMPROXY_AUTH is {settings.auth} here: there nobody is asked for such a key")
+    if notice := made.get("notice"):  # a proxy that is older than this command has none
+        _say(notice)
 
 
 def _cell(value: object) -> str:

@@ -60,6 +60,16 @@ def _with_upstreams(upstreams: str) -> int:
 
 
 def _until_signal(configured: "Loaded[Settings]") -> int:
+    from llmproxy.cli.open_door import OPEN, PERHAPS_OPEN, stands_open
+
+    warnings = configured.warnings
+    opened = stands_open(configured.settings)
+    if opened:
+        print(f"llmproxy: {OPEN}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    if opened is None:
+        warnings = (*warnings, PERHAPS_OPEN)
+
     from llmproxy.server.run import run
 
-    return run(configured.settings, warnings=configured.warnings)
+    return run(configured.settings, warnings=warnings)

@@ -28,7 +28,7 @@ from llmproxy.errors import (
 )
 from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
-from llmproxy.records import InferenceRequest
+from llmproxy.records import Ending, InferenceRequest
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, receives, watched
 from llmproxy.upload import IncomingUpload
 
@@ -80,7 +80,8 @@ class BodyMiddleware:
 
         ctx = get_context(scope)
         about = body_headers(scope, ctx.fields)
-        must_be_json = present(ctx.endpoint, "endpoint").json_body and scope["method"] == "POST"
+        endpoint = present(ctx.endpoint, "endpoint")
+        must_be_json = endpoint.json_body and scope["method"] == "POST"
         if must_be_json or (about.expected and is_json(about.content_type)):
             if about.encoded:
                 raise UnsupportedEncoding("Send the request body without a Content-Encoding.")
@@ -90,9 +91,9 @@ class BodyMiddleware:
                     scope, receive
                 )
             if len(body) > LARGE:
-                asked = await self._understand_large(body, must_be_json)
+                asked = await self._understand_large(body, endpoint.ending, must_be_json)
             else:
-                asked = self._understand(body, must_be_json)
+                asked = self._understand(body, endpoint.ending, must_be_json)
             ctx.body, ctx.inference = body, asked
         elif about.expected:
             if about.length is not None and about.length > self.max_upload:
@@ -152,15 +153,17 @@ class BodyMiddleware:
             raise RequestTooLarge(f"The request body is larger than {self.max_body} bytes.")
         return piece
 
-    async def _understand_large(self, body: bytes, must_be_json: bool) -> InferenceRequest:
+    async def _understand_large(
+        self, body: bytes, ending: Ending, must_be_json: bool
+    ) -> InferenceRequest:
         async with self._turns.one():
-            asked = self._understand(body, must_be_json)
+            asked = self._understand(body, ending, must_be_json)
             await asyncio.sleep(0)  # what is done with it next is work for another turn
         return asked
 
-    def _understand(self, body: bytes, must_be_json: bool) -> InferenceRequest:
+    def _understand(self, body: bytes, ending: Ending, must_be_json: bool) -> InferenceRequest:
         try:
-            return read_inference(body)
+            return read_inference(body, ending)
         except RequestError:
             if must_be_json:
                 raise

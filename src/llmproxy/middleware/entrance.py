@@ -57,7 +57,7 @@ class EntranceMiddleware:
             await page(scope, receive, send)
             return
 
-        endpoint = self.paths.find(raw)
+        endpoint = self.paths.find(raw, scope["method"])
         if endpoint is None:
             raise NotFound("Nothing is served at this path.")
         if scope["method"] not in METHODS:

@@ -2,7 +2,7 @@
 
 Stands outermost, so that what it counts is what the client was sent.
 
-Reads:  answering_model, attempts, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
+Reads:  answering_model, attempts, charged, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
         inference, limit_lines, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
         tap, upstream, waited
 Writes: client, complete, sent, status
@@ -98,7 +98,9 @@ class ObserveMiddleware:
             duration=duration,
             overhead=overhead,
         )
-        usage = ctx.tap.usage() if ctx.tap is not None else None
+        usage = ctx.charged
+        if usage is None and ctx.tap is not None:
+            usage = ctx.tap.usage()
         answering = ctx.answering_model
         if usage is not None:
             if answering is None or answering == model:

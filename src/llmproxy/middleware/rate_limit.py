@@ -3,7 +3,7 @@
 Reserves before anything is asked for, and settles once, whatever becomes of the request.
 
 Reads:  answering_model, attempts, client, endpoint, inference, principal, status, tap
-Writes: limit_lines
+Writes: charged, limit_lines
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
 
@@ -80,12 +80,18 @@ class RateLimitMiddleware:
         policy = self.limiter.charge_cancelled if left else "counted"
         if ctx.status is None:
             if left and ctx.attempts and policy == "counted":
-                return reservation.estimate.read()
+                read = reservation.estimate.read()
+                ctx.charged = read
+                return read
             return Usage()  # nothing came of it
         if ctx.status >= 400:
             return Usage()
         usage = ctx.tap.usage(policy) if ctx.tap is not None else None
-        return Usage() if usage is None and policy != "counted" else usage
+        if usage is None and policy != "counted":
+            usage = Usage()
+        if left:
+            ctx.charged = usage
+        return usage
 
     def _asking(self, ctx: RequestContext, reservation: Reservation, send: Send) -> Send:
         """Ask, while a stream runs, whether there is still a budget for it."""

@@ -13,6 +13,7 @@ from llmproxy.records import Ending, Endpoint, Upstream
 CHAT = Endpoint("chat", Ending.CHAT, json_body=True)
 OTHER = Endpoint("other")
 MODELS = Endpoint("models")
+CHANGES_MODELS = Endpoint("management", management=True)
 
 UNDERSTOOD: dict[bytes, Endpoint] = {
     b"/v1/chat/completions": CHAT,
@@ -46,6 +47,7 @@ _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 # What needs no escape and has one: `%6Dodels` is `models` for every server behind us.
 _IN_DISGUISE = re.compile(rb"%(?:2[dDeE]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF]|7[eE])")
 _MODEL_PREFIX = b"/v1/models/"
+_LOOKING = frozenset({"GET", "HEAD"})  # what is done to models otherwise changes the server
 
 
 class Paths:
@@ -70,11 +72,11 @@ class Paths:
             management.update(prefix.encode() for prefix in upstream.management)
         self._management = tuple(sorted(management))
 
-    def find(self, raw: bytes) -> Endpoint | None:
+    def find(self, raw: bytes, method: str = "GET") -> Endpoint | None:
         """Return what is known about a path, or None when nothing is served there."""
         known = self._exact.get(raw)
         if known is not None:
-            return known
+            return known if known is not MODELS or method in _LOOKING else CHANGES_MODELS
         if not is_normal(raw):
             return None
         native = not raw.startswith(b"/v1/")
@@ -83,11 +85,15 @@ class Paths:
                 return Endpoint("management", management=True, native=native)
         if native:
             return None
-        return MODELS if raw.startswith(_MODEL_PREFIX) else OTHER
+        if not raw.startswith(_MODEL_PREFIX):
+            return OTHER
+        return MODELS if method in _LOOKING else CHANGES_MODELS
 
 
 def serves(upstream: Upstream, raw: bytes) -> bool:
     """Tell whether a path outside the common ones belongs to this upstream's engine."""
+    if raw == b"/v1/models" or raw.startswith(_MODEL_PREFIX):
+        return True  # which change models, those of any engine
     path = raw.decode("ascii", "replace")
     return path in upstream.native or any(
         path == prefix or path.startswith(prefix + "/") for prefix in upstream.management

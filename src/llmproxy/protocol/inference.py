@@ -3,32 +3,57 @@
 Rule 1: what is read here is what every engine reads. orjson keeps the last of two equal keys
         and other parsers the first; Go's, and so Ollama's, takes `Model` for `model`. A body
         whose model depends on who reads it is refused.
-Rule 2: a number that makes no sense is left to the engine, and counts here as not said.
+Rule 2: where engines differ, what counts is the reading that writes most: the largest of the
+        limits that any of them knows, and no limit where one of them may see none.
+Rule 3: a number that makes no sense is left to the engine, and counts here as not said.
 """
 
 import codecs
 import itertools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from llmproxy import codec
 from llmproxy.errors import InvalidJson, InvalidRequest
 from llmproxy.protocol.top_fields import fields_of
-from llmproxy.records import InferenceRequest
+from llmproxy.records import Ending, InferenceRequest
 
 # orjson builds every value and holds the interpreter while it does: 33 ms for 1 MiB of
 # token ids. Looking at the fields at the top alone skips the rest, 1 ms for the same.
 LARGE = 64 * 1024  # bytes
 _LONGEST_VALUE = 4096  # bytes of a field in a large body; only a model's name may be longer
 _CHECKED = 256 * 1024  # bytes at a time; the memory for so much is at hand
-_MOST = 2**31 - 1  # what engines take for a count
+_LONGEST_NUMBER = 4300  # digits that Python, and with it pydantic, reads out of a text
+_MOST = 2**63 - 1  # further no engine counts
+_FIRST = 256  # prompts that are counted without looking at those behind them
+_MOST_PROMPTS = 2**18  # in one request: counting them takes 30 ms
 
+# What one engine or another takes for the limit of an answer, and which of them every engine
+# heeds that has the path: alone, the others may limit nothing.
+_LIMITS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n_predict",
+    "max_new_tokens",
+)
+_EVERY_LIMIT = (*_LIMITS, "num_predict")  # the last among Ollama's options
+_HEEDED = {
+    Ending.CHAT: ("max_tokens", "max_completion_tokens"),
+    Ending.MESSAGES: ("max_tokens",),
+    Ending.RESPONSES: ("max_output_tokens",),
+    Ending.NDJSON: ("num_predict",),
+    Ending.UNKNOWN: _EVERY_LIMIT,
+}
+_NDJSON, _RESPONSES = Ending.NDJSON, Ending.RESPONSES  # to look one up takes 30 ns
+_PROMPTS = ("prompt", "prompt_embeds")  # of each, a list of them is answered one by one
 _WANTED = frozenset(
     {
-        *("model", "stream", "stream_options", "n", "best_of", "options", "store", "prompt"),
-        *("max_tokens", "max_completion_tokens", "max_output_tokens"),
+        *("model", "stream", "stream_options", "n", "best_of", "options", "store"),
+        *(*_LIMITS, *_PROMPTS),
     }
 )
 # All 31 ways to write `model` with capitals.
@@ -36,23 +61,34 @@ _OTHER_SPELLINGS = frozenset(
     map("".join, itertools.product(*((char, char.upper()) for char in "model")))
 ) - {"model"}
 _LOOKED_AT = _WANTED | _OTHER_SPELLINGS
+# What is seldom said, to be looked for in one step.
+_SELDOM = _OTHER_SPELLINGS | {*_PROMPTS, *_LIMITS[2:], "best_of", "options"}
 
-_PROMPTS = (str, list, msgspec.Raw)
-# As many as are counted in a large body: a list of a MiB may have 350,000, each 64 bytes.
+
+class _Passed(msgspec.Struct, array_like=True, gc=False):
+    """A list of which nothing is looked at."""
+
+
+# Nearly every list has fewer, and all behind them is passed over.
 _FIRST_PROMPTS = msgspec.json.Decoder(
     msgspec.defstruct(
         "_FIRST_PROMPTS",
-        [(f"_{number}", msgspec.Raw, msgspec.Raw()) for number in range(256)],
+        [(f"_{number}", msgspec.Raw, msgspec.Raw()) for number in range(_FIRST)],
         array_like=True,
     )
 )
-_SEVERAL_PROMPTS = re.compile(rb'\[[ \t\r\n]*["\[]')
+_TOKEN_LISTS = msgspec.json.Decoder(list[_Passed])
+_VALUES = msgspec.json.Decoder(list[msgspec.Raw])
+_BEGINNING = re.compile(rb"\[[ \t\r\n]*(.)", re.DOTALL)
 _new = tuple.__new__  # 0.2 us faster than a call of the class
 _ERRORS = (codec.NotJson, msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
-def read_inference(body: bytes) -> InferenceRequest:
-    """Return what is asked for; raise when the body is not a JSON object."""
+def read_inference(body: bytes, ending: Ending = Ending.UNKNOWN) -> InferenceRequest:
+    """Return what is asked for; raise when the body is not a JSON object.
+
+    `ending` is that of the endpoint: it tells which limits are heeded there.
+    """
     size = len(body)
     try:
         if size > LARGE:
@@ -69,27 +105,26 @@ def read_inference(body: bytes) -> InferenceRequest:
         raise InvalidJson("The request body is not valid JSON.") from exc
     if type(fields) is not dict:
         raise InvalidRequest("The request body must be a JSON object.")
-    if not _OTHER_SPELLINGS.isdisjoint(fields):
+    seldom = not _SELDOM.isdisjoint(fields)
+    if seldom and not _OTHER_SPELLINGS.isdisjoint(fields):
         raise InvalidRequest("`model` must be written in lower case.", param="model")
     get = fields.get
     model = get("model")
     if model is not None and type(model) is not str:
         raise InvalidRequest("`model` must be a string.", param="model")
     said = get("stream_options")
-    n, best_of, prompt = get("n"), get("best_of"), get("prompt")
-    most, newer, options = get("max_tokens"), get("max_completion_tokens"), get("options")
-    if (
-        newer is options is None and "max_output_tokens" not in fields
-    ):  # the way it nearly always is
-        most = most if type(most) is int and 0 < most <= _MOST else None
+    n, most, newer = get("n"), get("max_tokens"), get("max_completion_tokens")
+    choices = answers = 1 if n is None else _count(n) or 1
+    if seldom:
+        prompts = _prompts(get)
+        choices = min(max(answers, _count(get("best_of")) or 1) * prompts, _MOST)
+        answers = min(answers * prompts, _MOST)
+        most = _limit(get, ending)
+    elif newer is None and (most is None or (type(most) is int and 0 < most <= _MOST)):
+        if ending is _NDJSON or ending is _RESPONSES:
+            most = None  # another name is heeded there
     else:
-        most = _most(most, newer, get("max_output_tokens"), options)
-    choices = answers = 1
-    if not (n is best_of is None and type(prompt) is not list):
-        answers = _count(n) or 1
-        choices = max(answers, _count(best_of) or 1)
-        prompts = _prompts(prompt)
-        answers, choices = min(answers * prompts, _MOST), min(choices * prompts, _MOST)
+        most = _limit(get, ending)
     return _new(
         InferenceRequest,
         (
@@ -111,26 +146,54 @@ def _include_usage(options: object) -> bool | None:
     return said if isinstance(said, bool) else None
 
 
-def _most(*said: object) -> int | None:
-    """Return the most that any of these allows; the last are Ollama's options."""
-    options = said[-1]
+def _limit(get: Callable[[str], object], ending: Ending) -> int | None:
+    """Return the most tokens that one answer may have; None where there may be no limit."""
+    options = get("options")
+    if options is _TOO_LONG:
+        return None
     predicted = options.get("num_predict") if isinstance(options, dict) else None
-    if predicted is not None and _count(predicted) is None:
-        return None  # Ollama reads this one alone, and -1 is without end
-    counts = [_count(value) for value in (*said[:-1], predicted)]
-    return max((count for count in counts if count is not None), default=None)
+    most, heeded, names = 0, False, _HEEDED[ending]
+    for name, value in zip(_EVERY_LIMIT, (*map(get, _LIMITS), predicted), strict=True):
+        if value is None:
+            continue
+        count = _count(value)
+        if count is None:
+            return None  # -1 is without end, for Ollama and llama.cpp
+        if count > most:
+            most = count
+        # A text, or a number that is not whole, one engine reads and another passes over.
+        if name in names and (type(value) is int or (type(value) is float and value % 1 == 0)):
+            heeded = True
+    return most if heeded else None
+
+
+def _prompts(get: Callable[[str], object]) -> int:
+    """Return how many prompts are to be answered."""
+    return sum(_entries(get(name)) for name in _PROMPTS) or 1
+
+
+def _entries(value: object) -> int:
+    if type(value) is not list:
+        return 0 if value is None else 1
+    # One prompt as token ids, and not several.
+    return 1 if not value or type(value[0]) in (int, float) else len(value)
 
 
 def _count(value: object) -> int | None:
-    # `true` is an int in Python, and a number above 64 bits a float in orjson.
-    return value if type(value) is int and 0 < value <= _MOST else None
-
-
-def _prompts(prompt: object) -> int:
-    """Return how many prompts there are: a list of numbers is one, in tokens."""
-    if type(prompt) is not list or not prompt or type(prompt[0]) not in _PROMPTS:
-        return 1
-    return len(prompt)
+    """Return the number that is meant, rounded up; None where none is, or none above 0."""
+    if type(value) is int:  # `true` is one in Python
+        return min(value, _MOST) if value > 0 else None
+    if type(value) is str:
+        if len(value) > _LONGEST_NUMBER:
+            return None
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    # A number above 64 bits is a float in orjson.
+    if type(value) is not float or not value > 0:  # NaN fails this too
+        return None
+    return math.ceil(min(value, _MOST))
 
 
 def _large(body: bytes) -> dict[str, object]:
@@ -139,7 +202,7 @@ def _large(body: bytes) -> dict[str, object]:
     found = fields_of(body)
     _refuse_two_models(found)
     return {
-        name: _value(raw) if name != "prompt" else _first_prompts(raw)
+        name: _list_of_prompts(raw) if name in _PROMPTS else _value(raw)
         for name, raw in found
         if name in _LOOKED_AT
     }
@@ -153,18 +216,35 @@ def _check_text(body: bytes) -> None:
         at += codecs.utf_8_decode(view[at:end], "strict", end >= size)[1]
 
 
-def _first_prompts(raw: msgspec.Raw) -> list[msgspec.Raw]:
-    """Return what is counted and not read; nothing of one prompt."""
-    if not _SEVERAL_PROMPTS.match(raw):
-        return []
-    return [each for each in msgspec.structs.astuple(_FIRST_PROMPTS.decode(raw)) if each]
+_TOO_LONG = ()  # nothing that we would take, and not to be built
 
 
 def _value(raw: msgspec.Raw) -> object:
     data = bytes(raw)
     if len(data) > _LONGEST_VALUE and not data.startswith(b'"'):
-        return ()  # nothing that we would take, and not to be built
+        if data[0] in b"-0123456789":  # an engine might take it for a small one
+            raise InvalidRequest("A number has too many digits.")
+        return _TOO_LONG
     return codec.loads(data)
+
+
+def _list_of_prompts(raw: msgspec.Raw) -> object:
+    """Return a list with as many entries as there are prompts; none of them is built."""
+    begins = _BEGINNING.match(raw)
+    if begins is None or begins[1] in b"-0123456789]":
+        return None if bytes(raw) == b"null" else _TOO_LONG  # one, or what is none
+    first = [each for each in msgspec.structs.astuple(_FIRST_PROMPTS.decode(raw)) if each]
+    if len(first) < _FIRST:
+        return first
+    data = bytes(raw)
+    if begins[1] == b"[" and data.count(b"[") <= _MOST_PROMPTS:
+        try:
+            return _TOKEN_LISTS.decode(data)  # with any number of token ids
+        except msgspec.ValidationError:
+            pass  # texts and token ids
+    if data.count(b",") > _MOST_PROMPTS:
+        raise InvalidRequest("There are too many prompts in `prompt`.", param="prompt")
+    return _VALUES.decode(data)
 
 
 def _refuse_two_models(found: Iterable[tuple[str, object]]) -> None:

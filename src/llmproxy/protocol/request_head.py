@@ -24,6 +24,7 @@ _DROPPED = HOP_BY_HOP | {
     b"host",
     b"via",
     b"x-api-key",
+    b"x-content-sha256",  # with what a request was signed for us
     b"x-forwarded-for",
     b"x-forwarded-host",
     b"x-forwarded-port",

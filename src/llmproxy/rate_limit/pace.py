@@ -1,6 +1,7 @@
 """How long a wait will be, told from how fast slots became free while all were taken."""
 
 MEMORY = 64  # slots that became free; what was before fades
+STALE = 60.0  # seconds without a slot that became free while all were taken
 
 
 class Pace:
@@ -11,8 +12,15 @@ class Pace:
         self._seen = 0
         self._last = 0.0
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was seen yet that still counts."""
+        return self._seen > 0
+
     def full(self, now: float) -> None:
         """Note that the last slot was taken: from here on it counts how long it takes."""
+        if now - self._last > STALE:
+            self._seen, self._gap = 0, 0.0  # other requests, and perhaps another engine
         self._last = now
 
     def freed(self, now: float) -> None:

@@ -4,6 +4,9 @@ Strict classes first: as long as somebody of a higher class waits, nobody of a l
 dispatched. A lower class can starve; its requests end in `overloaded` after the queue's time.
 Inside a class see `fairness`.
 
+How long a wait will be is a guess. It is told to whoever is refused, and turns away only those
+whose own time would be over before; for the others the queue's time ends the wait.
+
 Invariant: while somebody waits, every slot is taken. A slot is given back in exactly one way,
 `leave`, and what one gives back the next one has at once.
 """
@@ -18,9 +21,6 @@ from llmproxy.rate_limit.pace import Pace
 
 LOWEST, HIGHEST = -10, 10  # classes; each keeps books of its own, so there must be few
 SOONEST, LATEST = 1, 60  # seconds in a Retry-After
-# A wait is told only to about 15 %. Whoever is let in and then times out has waited for
-# nothing, so the last fifth of the time is not promised to anybody.
-PROMISED = 0.8
 
 OVER = State.OVER
 
@@ -39,12 +39,17 @@ class Admission:
         self.max_inflight = max_inflight
         self.queue_size = queue_size
         self.queue_timeout = queue_timeout or math.inf  # 0 = for ever, as with every clock
-        self.running = 0
         self.waiting = 0
         self._now = now
         self._pace = Pace()
+        self._running: dict[Place, float] = {}  # since when; the oldest first
         self._classes: dict[int, FairQueue] = {}
         self._order: list[FairQueue] = []  # the highest class first
+
+    @property
+    def running(self) -> int:
+        """How many have a slot."""
+        return len(self._running)
 
     def resize(self, max_inflight: int) -> None:
         """Have more slots or fewer; whoever has one keeps it."""
@@ -54,15 +59,17 @@ class Admission:
 
     def take(self, key: str, weight: float, level: int) -> Place | None:
         """Take a slot, if there is one. A higher `level` goes first."""
-        if self.running >= self.max_inflight:
+        running = self._running
+        if len(running) >= self.max_inflight:
             return None
         queue = self._classes.get(level)
         if queue is None:
             queue = self._class(level)
-        self.running += 1
-        if self.running == self.max_inflight:
-            self._pace.full(self._now())
-        return queue.start(key, weight)
+        place = queue.start(key, weight)
+        running[place] = now = self._now()
+        if len(running) == self.max_inflight:
+            self._pace.full(now)
+        return place
 
     def wait(
         self,
@@ -76,7 +83,7 @@ class Admission:
         """Wait in the queue; `wake` is called once the place has another state.
 
         To be called when `take` had nothing. Raises what can be known now: that the queue is
-        full, or that the wait would be too long.
+        full, or that the deadline would pass in it.
         """
         queue = self._class(level)
         share = queue.share(key, weight)
@@ -84,10 +91,9 @@ class Admission:
         ahead = self._ahead(queue, share)
         expected = self._pace.wait(ahead, now)
         if now + expected >= deadline:
-            raise _too_short(expected)
-        hopeless = ahead > 0 and expected > self.queue_timeout * PROMISED
-        if hopeless or (self.waiting >= self.queue_size and not self._make_room(queue, share)):
-            raise _full(expected)
+            raise _too_short(self._told(expected, now))
+        if self.waiting >= self.queue_size and not self._make_room(queue, share):
+            raise _full(self._told(expected, now))
         place = queue.join(share)
         place.wake = wake
         place.deadline = deadline
@@ -103,9 +109,9 @@ class Admission:
         state, place.state = place.state, OVER
         if state is RUNNING:
             place.queue.settle(place, served)
-            if self.running == self.max_inflight:
+            if len(self._running) == self.max_inflight:
                 self._pace.freed(self._now())
-            self.running -= 1
+            del self._running[place]
             if self.waiting:
                 self._dispatch()
         elif state is State.WAITING:
@@ -116,7 +122,8 @@ class Admission:
         """Let somebody go who has no slot, and return what to tell them."""
         displaced = place.state is State.DISPLACED
         self.leave(place)
-        again = self._pace.wait(self._ahead(place.queue, place.share), self._now())
+        now = self._now()
+        again = self._told(self._pace.wait(self._ahead(place.queue, place.share), now), now)
         if displaced:
             return _full(again)
         if place.until == place.deadline:
@@ -126,11 +133,12 @@ class Admission:
         )
 
     def _dispatch(self) -> None:
-        while self.waiting and self.running < self.max_inflight:
+        now = self._now()
+        while self.waiting and len(self._running) < self.max_inflight:
             highest = next(each for each in self._order if each.size)
             place = highest.next()
             self.waiting -= 1
-            self.running += 1
+            self._running[place] = now
             place.wake()
 
     def _make_room(self, queue: FairQueue, share: Share) -> bool:
@@ -153,6 +161,16 @@ class Admission:
         place.state = State.DISPLACED
         place.wake()
 
+    def _told(self, expected: float, now: float) -> float:
+        """Return after how long to come again.
+
+        While nothing is known of the pace, it is as long as the oldest request has been at work:
+        whatever takes that long may well take as long again.
+        """
+        if self._pace.known or not self._running:
+            return expected
+        return max(expected, now - next(iter(self._running.values())))
+
     def _ahead(self, queue: FairQueue, share: Share) -> int:
         above = sum(each.size for each in self._order if each.level > queue.level)
         return above + queue.ahead(share)
@@ -170,7 +188,8 @@ def part_of(total: int, workers: int, index: int) -> int:
     """Return the part that one of several workers has of a number for all of them.
 
     The parts add up to the number; where there are more workers than that, each has 1. Workers
-    do not lend to each other: the kernel spreads connections over them about evenly.
+    do not lend to each other, so one may refuse what another would have room for: whoever needs
+    every place runs one worker.
     """
     if total == 0:
         return 0  # no limit is none for anybody

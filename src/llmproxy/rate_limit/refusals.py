@@ -1,7 +1,7 @@
 """What a caller is told of its limits: when it is let in, and when it is not."""
 
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 from llmproxy.errors import QuotaSpent, RateLimited
@@ -75,8 +75,20 @@ def _limited(line: Line, amount: float, reading: Reading, shown: list[Header]) -
     if line.unit == "concurrent":
         detail = f"The limit of {line.text} is reached: wait for another request to end."
     else:
-        detail = f"The limit of {line.text} is reached. Try again in {max(wait, 0.001):.3g} s."
+        detail = f"The limit of {line.text} is reached. Try again in {duration(wait)}."
     return RateLimited(detail, headers=[*retry_headers(wait), *shown])
+
+
+def duration(seconds: float) -> str:
+    """Return a time to wait as people say it; whoever waits for that long has waited enough."""
+    size, unit = next((size, unit) for size, unit, most in _UNITS if seconds < most)
+    amount = seconds / size
+    # Two digits, rounded up; 1e-9 makes up for what a float cannot write.
+    steps = 100 if amount < 1 else 10 if amount < 10 else 1
+    return f"{max(ceil(amount * steps - 1e-9), 1) / steps:.10g} {unit}"
+
+
+_UNITS = ((1, "s", 100.0), (60, "min", 6000.0), (3600, "h", 72 * 3600.0), (86_400, "days", inf))
 
 
 def _wait(line: Line, reading: Reading) -> float:

@@ -4,7 +4,11 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+from llmproxy.auth.configured import entry_with
+from llmproxy.auth.keys import MAKE_ONE
+from llmproxy.auth.secrets import sha256_of
 from llmproxy.records import Budget
+from llmproxy.settings.engines import KeySource
 
 
 def why_no_auth(auth: str, given: Mapping[str, Any]) -> list[str]:
@@ -30,6 +34,20 @@ def why_no_auth(auth: str, given: Mapping[str, Any]) -> list[str]:
             " each worker would accept a signature once"
         )
     return wrong
+
+
+def why_no_caller(keys: KeySource, given: Mapping[str, Any]) -> list[str]:
+    """Return why these could not be the keys of callers; empty when they can."""
+    admin_key = given.get("admin_key")
+    if admin_key is None:
+        return []
+    number = entry_with(sha256_of(admin_key.get_secret_value().encode()), keys.entries)
+    if not number:
+        return []
+    return [
+        f"entry {number} has the key that LLMPROXY_ADMIN_KEY has: that caller would be the admin;"
+        f" {MAKE_ONE}"
+    ]
 
 
 def why_not_kept(budget: tuple[Budget, ...], given: Mapping[str, Any]) -> list[str]:

@@ -21,3 +21,12 @@ def why_not_issued(settings: Settings, fields: Mapping[str, Any]) -> list[str]:
     chain = {"middleware": settings.middleware, "prices": settings.prices}
     own = {**chain, "limits": fields.get("limits", ())}
     return wrong + why_not_kept(tuple(fields.get("budgets", ())), own)
+
+
+def why_not_asked(settings: Settings) -> str | None:
+    """Return why nobody is asked for a key that is issued here, and what to do about it."""
+    auth = settings.auth
+    if "keys" in auth.split("+"):
+        return None
+    asking = "keys" if auth == "off" else f"keys+{auth}"
+    return f"nobody is asked for such a key yet: LLMPROXY_AUTH is {auth} here; set it to {asking}"

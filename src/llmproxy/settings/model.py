@@ -29,7 +29,7 @@ from llmproxy.routing.choosing import Choosing
 from llmproxy.routing.fallbacks import Chain
 from llmproxy.routing.rules import Rule
 from llmproxy.settings import addresses, layers, scalars
-from llmproxy.settings.contradictions import why_no_auth, why_not_kept
+from llmproxy.settings.contradictions import why_no_auth, why_no_caller, why_not_kept
 from llmproxy.settings.engines import (
     KeySource,
     StoreUrl,
@@ -228,6 +228,11 @@ class Settings(BaseSettings):
         return addresses.is_loopback(self.host)
 
     @property
+    def auth_was_said(self) -> bool:
+        """Whether somebody has decided who is asked for what, or it is what it is by itself."""
+        return "auth" in self.model_fields_set
+
+    @property
     def chain(self) -> tuple[str, ...]:
         """The layers that have something to do, outermost first."""
         idle = {"auth", "rate_limit"} if self.auth == "off" else set()
@@ -263,6 +268,13 @@ class Settings(BaseSettings):
         if cert is not None and (reason := why_no_certificate(cert, key)) is not None:
             raise Refused(("", f"cannot serve TLS with LLMPROXY_TLS_CERT and this key: {reason}"))
         return key
+
+    @field_validator("keys", mode="after")
+    @classmethod
+    def _are_of_callers(cls, keys: KeySource, info: ValidationInfo) -> KeySource:
+        if wrong := why_no_caller(keys, info.data):
+            raise Refused(*(("", reason) for reason in wrong))
+        return keys
 
     @field_validator("auth", mode="after")
     @classmethod
