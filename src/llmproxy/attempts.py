@@ -14,6 +14,7 @@ Raises: whatever the last attempt came to
 from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.errors import UpstreamError
+from llmproxy.first_token import FirstToken
 from llmproxy.journey import Journey
 from llmproxy.means import Means
 from llmproxy.outgoing import body_for
@@ -22,9 +23,10 @@ from llmproxy.rescuing import Failure
 from llmproxy.routing.course import Attempt
 from llmproxy.routing.load_watch import wants_header
 from llmproxy.routing.rescue import CannotContinue
-from llmproxy.trial import Trial, WrittenTrial
+from llmproxy.trial import Trial
 from llmproxy.types import ASGIApp, Receive, Scope, Send, writer_of
 from llmproxy.wishes import wish_of
+from llmproxy.written_trial import WrittenTrial
 
 
 async def travel(
@@ -69,7 +71,11 @@ async def travel(
                 elif server.tells_load:
                     attempt.asks_load = wants_header(server, clock.now())
                 ctx.attempt = trial.attempt = attempt
-                await app(scope, receive, trial.send)
+                if attempt.first_byte:
+                    trial.first_token = FirstToken(attempt)
+                    await trial.first_token.within(app(scope, receive, trial.send))
+                else:
+                    await app(scope, receive, trial.send)
             except (UpstreamError, CannotContinue) as exc:
                 failure = exc
                 # It may be told at the end. The frames that it came through hold all of the

@@ -103,9 +103,11 @@ class Journey:
     def _rescue(self, attempt: Attempt, failure: UpstreamError) -> Rescuer:
         """Return who has others go on with a stream that broke, if somebody can."""
         if isinstance(failure, UpstreamTimeout) and is_over(self.deadline):
+            self._lost("deadline")
             raise failure
         self.course.broke(attempt, failure)
         if not self.trial.keeps:
+            self._lost(self.means.why_not(self.ctx) or "kind")  # it could not be read
             raise failure
         return Rescuer(
             attempt,
@@ -117,6 +119,11 @@ class Journey:
             rescue=self.means.rescue,
             metrics=self.means.metrics,
         )
+
+    def _lost(self, why: str) -> None:
+        """Count a stream that broke and that nobody is asked to go on with."""
+        if self.wish.asked.stream:
+            self.means.metrics.rescue(why)
 
     async def _later(self) -> Attempt:
         """Return the first attempt when it has to be waited for."""

@@ -36,10 +36,15 @@ class Means:
 
     def keeps(self, ctx: RequestContext) -> KeptStream | None:
         """Return what keeps a stream, if it could be gone on with."""
-        asked = present(ctx.inference, "inference")
-        if self.rescue == "off" or asked.choices != 1:
-            return None
+        return KeptStream(self.room) if self.why_not(ctx) is None else None
+
+    def why_not(self, ctx: RequestContext) -> str | None:
+        """Return in one word why a stream could not be gone on with; None when it could."""
+        if self.rescue == "off":
+            return "off"
+        if present(ctx.inference, "inference").choices != 1:
+            return "choices"
         text = present(ctx.endpoint, "endpoint").ending is Ending.CHAT
-        if text and isinstance(ctx.body, bytes) and len(self.router.registry.servers) > 1:
-            return KeptStream(self.room)
-        return None
+        if not text or not isinstance(ctx.body, bytes):
+            return "kind"
+        return None if len(self.router.registry.servers) > 1 else "nobody"

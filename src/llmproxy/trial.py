@@ -4,24 +4,26 @@ Rule 1: an error answer is held back as a whole, within a bound: another attempt
         and only its words tell whether the server is broken or busy. Beyond it a 5xx is dropped
         and counts as a connection that broke, and anything else is passed on.
 Rule 2: everything else passes at once; of a stream that could be rescued the bytes are kept.
-Rule 3: once the head is out (a comment did that) only a stream can follow it.
+Rule 3: once the head is out (a comment did that) only a stream can follow it. That of a stream
+        which another server may replace goes out with the first that is passed on of it.
 """
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from llmproxy.errors import UpstreamBroken
+from llmproxy.first_token import FirstToken
 from llmproxy.headers import find, with_headers
-from llmproxy.keeping import FAILED, Keeping
+from llmproxy.keeping import FAILED
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.response_head import Kind, kind_of
 from llmproxy.routing.course import Attempt
-from llmproxy.routing.kept import KeptStream
+from llmproxy.routing.kept import BLANK_LINES, KeptStream
 from llmproxy.routing.rescue import COMMENT as CONTINUED
 from llmproxy.routing.rescue import CannotContinue, Continuation
 from llmproxy.routing.retry import seconds_of
-from llmproxy.types import Header, Message, Send, Writer
+from llmproxy.types import Header, Message, Send
 
 MOST_HELD = 64 * 1024  # bytes of an error answer
 _HELD = frozenset({400, 413, 422, 429})  # and 5xx
@@ -58,6 +60,9 @@ class Trial:
     kept: KeptStream | None = None  # what keeps a stream, if there is one that it can go on with
     _keeping: KeptStream | None = None  # while a stream is passed on
     _continuation: Continuation | None = None
+    _head_held: Message | None = None  # of a stream of which nothing was passed on yet
+    first_token: FirstToken | None = None  # while that is waited for
+    _unsent = b""  # what came while a piece of it could not be written at once
     head_out = False
     begun = False  # bytes of an answer are out
     answered = False  # this attempt was
@@ -73,6 +78,10 @@ class Trial:
         self.refusal = None
         self.answered = False
         self._continuation = continuation
+        self.first_token = None
+        self._unsent = b""
+        if not self.head_out:
+            self._head_held = self._keeping = None
         if self.kept is not None:
             self.kept.begin_again()
 
@@ -117,27 +126,43 @@ class Trial:
         if self._start is not None:
             return self._hold_back(message)
         body = message.get("body", b"")
-        if body is KEEP_ALIVE or (not self.begun and is_only_comment(body)):
-            return self._send(message)
+        if body is KEEP_ALIVE or (not self.begun and self._is_comment(body)):
+            return self._send(message) if self.head_out else self._with_head(message)
+        if self.first_token is not None:
+            return self._wait(self.first_token, message)
         if self._keeping is not None:
             return self._pass_on(self._keeping, message)
         if not self.answered:
             self._begin()
         return self._send(message)
 
+    def _is_comment(self, body: bytes) -> bool:
+        """Tell whether what came is only a comment, and not the rest of an event."""
+        if not is_only_comment(body):
+            return False
+        half = self.first_token or self.kept
+        return half is None or not half.held or half.held.endswith(BLANK_LINES)
+
     def _head(self, message: Message) -> Awaitable[None]:
         self._status = status = message["status"]
+        # What is no stream, or cannot be read, is not held back.
+        stream = (
+            self.head_out or self.kept is not None or self.first_token is not None
+        ) and kind_of(message["headers"]) is Kind.EVENTS
+        if not stream or status != 200:
+            self.first_token = None
         if self.head_out:
             # A second head cannot follow: what is not the same kind of answer is a failure.
-            if status != 200 or kind_of(message["headers"]) is not Kind.EVENTS:
+            if status != 200 or not stream:
                 self._start, self._held = message, []
             return _nothing()
         if status >= 500 or status in _HELD:
             self._start, self._held = message, []
             return _nothing()
+        if stream:
+            self._keeping, self._head_held = self.kept, message
+            return _nothing()
         self.head_out = True
-        if self.kept is not None and kind_of(message["headers"]) is Kind.EVENTS:
-            self._keeping = self.kept  # what is no stream, or cannot be read, is not held back
         return self._send(message)
 
     async def _hold_back(self, message: Message) -> None:
@@ -168,21 +193,42 @@ class Trial:
         body, self._held = b"".join(self._held), []
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    async def _with_head(self, message: Message) -> None:
+        """Send something, with the head before it if that was held back."""
+        head, self._head_held = self._head_held, None
+        if head is not None:
+            self.head_out = True
+            await self._send(head)
+        await self._send(message)
+
+    async def _wait(self, first_token: FirstToken, message: Message) -> None:
+        """Hold back what comes before the first token."""
+        last = not message.get("more_body", False)
+        if not first_token.take(message.get("body", b""), last=last):
+            return
+        self.first_token = None
+        message = {**message, "body": first_token.held}
+        if self._keeping is not None:
+            await self._pass_on(self._keeping, message)
+        else:
+            self._begin()
+            await self._with_head(message)
+
     async def _pass_on(self, kept: KeptStream, message: Message) -> None:
         body: bytes = message.get("body", b"")
         last = not message.get("more_body", False)
         going = self._through(kept, body)
         if kept.failed:  # this was not the end, whatever the server says
             if going:
-                await self._send({**message, "body": going, "more_body": True})
+                await self._with_head({**message, "body": going, "more_body": True})
             raise UpstreamBroken(FAILED)
         if last:
             self._begin()
             going += kept.rest()
-        if going is body:
-            await self._send(message)
-        elif going or last:
-            await self._send({**message, "body": going})
+        if going is not body:
+            message = {**message, "body": going}
+        if going or last:
+            await (self._send(message) if self._head_held is None else self._with_head(message))
 
     def _through(self, kept: KeptStream, body: bytes) -> bytes:
         """Return what goes out of what came in."""
@@ -203,49 +249,6 @@ class Trial:
         if not self.answered:
             self.answered = True
             self.attempt.answered(self._status)
-
-
-class WrittenTrial(Trial, Writer):
-    """The same where pieces of a body can be written at once."""
-
-    def __init__(self, send: Send, writer: Writer) -> None:
-        self._send = send
-        self._writer = writer
-        # With the head of a whole answer everything is told that there is to tell.
-        self.end = writer.end  # type: ignore[method-assign]
-
-    def write(self, body: bytes) -> bool:
-        if self._start is not None:
-            self._add(body)
-            return self._size <= MOST_HELD
-        kept = self._keeping
-        if kept is None:
-            return self._writer.write(body)
-        going = self._through(kept, body)
-        more = self._writer.write(going) if going else True
-        if kept.failed:
-            raise UpstreamBroken(FAILED)
-        return more
-
-    def takes_whole(self, status: int) -> bool:
-        return status < 400 and not self.head_out and self._writer.takes_whole(status)
-
-    def begin(self, status: int, headers: list[Header], lines: bytes = b"") -> None:
-        self.head_out = self.begun = self.answered = True
-        self.attempt.answered(status)
-        self._writer.begin(status, headers, lines)
-
-    def direct(self) -> Writer:
-        if self._start is not None or self._continuation is not None:
-            return self
-        if self._keeping is None:
-            return self._writer.direct()
-        return Keeping(self._keeping, self._writer.direct()) if self.answered else self
-
-    async def room(self) -> None:
-        if self._start is not None and self._size > MOST_HELD:
-            await self._let_go()
-        await self._writer.room()
 
 
 async def _nothing() -> None:

@@ -17,10 +17,11 @@ from tests.support.fleet import (
     event,
     failing,
     fleet,
+    silent,
     speaking,
     text_of,
 )
-from tests.support.outside import half_open, server_named
+from tests.support.outside import half_open, server_named, until
 from tests.support.upstream import Exchange, Request
 
 PATH = b"/v1/chat/completions"
@@ -142,6 +143,68 @@ async def test_it_is_finished_by_the_third_when_the_second_breaks_too() -> None:
         assert whole
         assert text_of(answer.body) == TEXT
         assert answer.body.count(COMMENT) == 2
+        assert (await proxy.log.line())["rescues"] == 2
+        assert proxy.sample("rescues_total", result="rescued") == 2
+
+
+async def test_who_took_over_and_broke_is_not_hidden() -> None:
+    """Each break is counted by what became of it; the log counts those who delivered."""
+    second = breaking("The quick brown fox jumps over", _reset)
+    async with fleet(breaking(BEGUN, _reset), second) as (proxy, _):
+        answer, whole = await proxy.asked(chat())
+
+        assert not whole
+        assert answer.body.count(COMMENT) == 1
+        assert (await proxy.log.line())["rescues"] == 1
+        assert proxy.sample("rescues_total", result="rescued") == 1
+        assert proxy.sample("rescues_total", result="nobody") == 1
+
+
+async def test_who_took_over_and_was_left_has_rescued() -> None:
+    """It was not the rescue that the client did not wait for."""
+    second = breaking("The quick brown fox jumps over", _stalls)
+    async with fleet(breaking(BEGUN, _reset), second) as (proxy, _):
+        async with proxy.client() as client:
+            client.send(chat())
+            await client.until(b"over")
+
+        assert (await proxy.log.line())["rescues"] == 1
+        assert proxy.sample("rescues_total", result="rescued") == 1
+        assert proxy.sample("rescues_total", result="cancelled") == 0
+
+
+async def test_a_client_who_leaves_between_two_servers() -> None:
+    """The first break was made good, and of the second nothing came."""
+    second = breaking("The quick brown fox jumps over", _reset)
+    async with fleet(breaking(BEGUN, _reset), second, silent, retries=3) as (proxy, (_, _, c)):
+        async with proxy.client() as client:
+            client.send(chat())
+            await client.until(b"over")
+            await until(lambda: c.asked, "the third was asked")
+
+        assert (await proxy.log.line())["rescues"] == 1
+        assert proxy.sample("rescues_total", result="rescued") == 1
+        assert proxy.sample("rescues_total", result="cancelled") == 1
+
+
+async def test_counts_in_every_event_deliver_nothing_twice() -> None:
+    """An event in which only a number is new is none, as long as the text is known already."""
+
+    async def another(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        for number, word in enumerate(["The", " quick", " red"], 1):
+            counted = {"prompt_tokens": 9, "completion_tokens": number, "total_tokens": 9 + number}
+            exchange.chunk(event({"content": word}, usage=counted))
+            for _ in range(50):
+                await asyncio.sleep(0)
+        exchange.end()
+
+    async with fleet(breaking(BEGUN, _reset), another) as (proxy, _):
+        answer, _ = await proxy.asked(chat())
+
+        assert COMMENT not in answer.body
+        assert (await proxy.log.line())["rescues"] is None
+        assert proxy.sample("rescues_total", result="differs") == 1
 
 
 @pytest.mark.parametrize(
@@ -175,20 +238,66 @@ async def test_a_fallback_goes_on_only_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "why"),
     [
-        pytest.param({"n": 2}, id="several_choices"),
-        pytest.param({"logprobs": True}, id="logprobs"),
+        pytest.param({"n": 2}, "choices", id="several_choices"),
+        pytest.param({"best_of": 2}, "choices", id="best_of"),
+        pytest.param({"logprobs": True}, "request", id="logprobs"),
     ],
 )
-async def test_what_cannot_be_continued_ends_in_its_error(changed: dict[str, object]) -> None:
-    """No other server is asked."""
+async def test_what_cannot_be_continued_ends_in_its_error(
+    changed: dict[str, object], why: str
+) -> None:
+    """No other server is asked, and that is counted."""
     async with fleet(breaking(BEGUN, _reset), speaking(TEXT)) as (proxy, (_, b)):
         answer, _ = await proxy.asked(chat(**changed))
 
         assert text_of(answer.body) == BEGUN
         assert b'"upstream_error"' in answer.body
         assert not b.asked
+        assert proxy.sample("rescues_total", result=why) == 1
+
+
+async def test_nobody_else_to_go_on_is_counted() -> None:
+    """One server is all there is."""
+    async with fleet(breaking(BEGUN, _reset)) as (proxy, _):
+        answer, _ = await proxy.asked(chat())
+
+        assert text_of(answer.body) == BEGUN
+        assert proxy.sample("rescues_total", result="nobody") == 1
+
+
+async def test_a_stream_of_another_kind_is_counted() -> None:
+    """Only chat and completions are gone on with."""
+
+    async def breaks(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        exchange.chunk(b'data: {"type": "response.output_text.delta", "delta": "Hi"}\n\n')
+        for _ in range(50):
+            await asyncio.sleep(0)
+        exchange.reset()
+
+    asked = orjson.dumps({"model": "m", "input": "hi", "stream": True})
+    async with fleet(breaks, breaks) as (proxy, _):
+        await proxy.ask(request_bytes(b"/v1/responses", body=asked))
+
+        assert proxy.sample("rescues_total", result="kind") == 1
+
+
+async def test_an_answer_that_is_no_stream_is_not_counted() -> None:
+    """It breaks too, and there was no rescue to be hoped for."""
+
+    async def breaks(exchange: Exchange, request: Request) -> None:
+        exchange.begin(content_type=b"application/json")
+        exchange.chunk(b'{"half": 1')
+        for _ in range(50):
+            await asyncio.sleep(0)
+        exchange.reset()
+
+    async with fleet(breaks, breaks) as (proxy, _):
+        await proxy.asked(chat(stream=False))
+
+        assert b"llmproxy_rescues_total{" not in proxy.app.metrics.render()
 
 
 async def test_half_a_tool_call_is_not_continued() -> None:
@@ -257,6 +366,70 @@ async def test_usage_counts_what_was_generated_for_the_text() -> None:
         assert b'"prompt_tokens":10,"completion_tokens":5,"total_tokens":15' in answer.body
 
 
+def _several_in_one_event(
+    words: list[str], *, prompt: int, counts: bool, how: Callable[[Exchange], None] | None
+) -> Answering:
+    """Say three words in each event, as speculative decoding does; each word is a token."""
+
+    async def answer(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        for at in range(0, len(words), 3):
+            done = min(at + 3, len(words))
+            usage = {"prompt_tokens": prompt, "completion_tokens": done} if counts else None
+            exchange.chunk(event({"content": "".join(words[at : at + 3])}, usage=usage))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        if how is not None:
+            how(exchange)
+            return
+        usage = {"prompt_tokens": prompt, "completion_tokens": len(words)}
+        exchange.chunk(event({}, "stop"))
+        exchange.chunk(b"data: %b\n\n" % orjson.dumps({"id": "x", "choices": [], "usage": usage}))
+        exchange.chunk(DONE)
+        exchange.end()
+
+    return answer
+
+
+@pytest.mark.parametrize("counts", [False, True])
+async def test_usage_adds_up_where_an_event_has_several_tokens(counts: bool) -> None:
+    """Counted by the servers where they tell; guessed otherwise, and then marked as that."""
+    words = [f" w{number}" for number in range(10, 46)]
+    first = _several_in_one_event(words[:18], prompt=10, counts=counts, how=_reset)
+    second = _several_in_one_event(words[18:], prompt=10 + 18, counts=False, how=None)
+    async with fleet(
+        first, second, preset="vllm", middleware="rate_limit,routing", limits="100000 tok/min"
+    ) as (proxy, (_, b)):
+        asked = chat(max_tokens=40, min_tokens=20, stream_options={"include_usage": True})
+        answer, whole = await proxy.asked(asked)
+        line = await proxy.log.line()
+
+        assert whole
+        assert b'"prompt_tokens":10,"completion_tokens":36' in answer.body
+        assert (line["prompt_tokens"], line["completion_tokens"]) == (10, 36)
+        assert line["tokens_estimated"] is (None if counts else True)
+        going_on = asked_for(b.asked[0])
+        known = 18 if counts else 6  # an event is a token at least
+        assert going_on["max_tokens"] == 40 - known
+        assert going_on["min_tokens"] == 20 - known
+
+
+async def test_usage_of_who_was_asked_again_is_no_guess() -> None:
+    """It has generated all of the text."""
+    words = [f" w{number}" for number in range(10, 46)]
+    first = _several_in_one_event(words[:18], prompt=10, counts=False, how=_reset)
+    second = _several_in_one_event(words, prompt=10, counts=False, how=None)
+    async with fleet(first, second, middleware="rate_limit,routing", limits="100000 tok/min") as (
+        proxy,
+        _,
+    ):
+        await proxy.asked(chat())
+        line = await proxy.log.line()
+
+        assert (line["prompt_tokens"], line["completion_tokens"]) == (10, 36)
+        assert line["tokens_estimated"] is None
+
+
 async def test_nothing_is_kept_when_rescue_is_off() -> None:
     """The stream ends where it broke."""
     async with fleet(breaking(BEGUN, _reset), speaking(TEXT), rescue="off") as (proxy, (_, b)):
@@ -264,6 +437,7 @@ async def test_nothing_is_kept_when_rescue_is_off() -> None:
 
         assert text_of(answer.body) == BEGUN
         assert not b.asked
+        assert proxy.sample("rescues_total", result="off") == 1
 
 
 async def test_a_break_counts_against_the_server() -> None:

@@ -58,8 +58,8 @@ class UsageTap:
     """One answer on its way to the client."""
 
     __slots__ = (
-        *("_asked", "_cached", "_ended", "_endpoint", "_final", "_headers", "_kind", "_taken"),
-        *("_trace", "_whole"),
+        *("_asked", "_cached", "_doubted", "_ended", "_endpoint", "_final", "_headers", "_kind"),
+        *("_taken", "_trace", "_whole"),
     )
 
     def __init__(self, endpoint: Endpoint, asked: InferenceRequest) -> None:
@@ -71,6 +71,7 @@ class UsageTap:
         self._trace: Trace | None = None  # of any other
         self._taken: bytes | None = None
         self._ended = False
+        self._doubted = False  # what is said of the answer is partly a guess of ours
         self._cached: tuple[int, Report] | None = None
         self._final: Usage | None = None
 
@@ -110,6 +111,10 @@ class UsageTap:
         """Take notice of an event with a count that does not go to the client."""
         self._taken = event
         self._cached = None
+
+    def doubt(self, doubted: bool) -> None:
+        """Note whether what will be said of the tokens is partly a guess, and no count."""
+        self._doubted = doubted
 
     def end(self, last: bytes = b"") -> None:
         """Take notice of the end of the answer, and of what came with it."""
@@ -165,13 +170,13 @@ class UsageTap:
             if policy == "none":
                 return Usage()
             report = self._report()
-            return report.usage(report.prompt or 0, report.completion or 0, estimated=False)
+            return report.usage(report.prompt or 0, report.completion or 0, estimated=self._doubted)
         report = self._report()
         prompt, completion = report.prompt, report.completion
         if completion is None and self._endpoint.name in READING:
             completion = 0
         if prompt is not None and completion is not None:
-            return report.usage(prompt, completion, estimated=False)
+            return report.usage(prompt, completion, estimated=self._doubted)
         text = self._estimate() if completion is None else completion
         if prompt is None:
             generates = self._endpoint.name not in REPORTING or text > 0

@@ -23,7 +23,7 @@ MOST_HELD = 4096  # bytes of half an event
 PLAIN = b"]}\n\n"
 """The end of most events: one in which a server says that it has failed never ends like this."""
 
-_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _WORD = b'"error"'
 # OpenAI's form, and the one of vLLM before 2025.
 _ERROR = re.compile(
@@ -97,7 +97,7 @@ class KeptStream:
         """Take a chunk that may not be passed on as it is."""
         data = self.held + chunk if self.held else chunk
         self.held = b""
-        end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _ENDS)
+        end = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in BLANK_LINES)
         if (failure := _failure_in(data, end)) is not None:
             begins, ends = failure
             self.failed = data[begins:ends] + b"\n\n"

@@ -14,12 +14,13 @@ Rule 4: it is never hidden: a comment stands where the other server took over.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from llmproxy import codec
 from llmproxy.errors import UpstreamBroken
+from llmproxy.routing.tally import Tally
 
 COMMENT = b": continued by another server\n\n"
 MOST_EVENT = 64 * 1024  # bytes of one event of the second stream
@@ -57,15 +58,15 @@ class Delivered:
     """What the caller has of a stream."""
 
     text: str
-    tokens: int  # events with text in them: as good a count as there is without a report
     chat: bool
     about: dict[str, Any]  # id, created, object: what every event says
+    tally: Tally = field(default_factory=Tally)
 
 
 def read_delivered(kept: bytes, *, chat: bool) -> Delivered:
     """Read the events that a caller was given; raise when they cannot be gone on from."""
     text: list[str] = []
-    tokens = 0
+    tally = Tally()
     about: dict[str, Any] = {}
     for data in _events_of(kept):
         if data == b"[DONE]":
@@ -74,12 +75,10 @@ def read_delivered(kept: bytes, *, chat: bool) -> Delivered:
         if "error" in event:
             raise CannotContinue("error")
         about = about or {key: event[key] for key in _ABOUT if key in event}
-        for choice in event.get("choices") or ():
-            piece = _text_of(choice, chat=chat)
-            if piece:
-                text.append(piece)
-                tokens += 1
-    return Delivered("".join(text), tokens, chat, about)
+        pieces = [_text_of(choice, chat=chat) for choice in event.get("choices") or ()]
+        text += pieces
+        tally.note(event, sum(map(len, pieces)))
+    return Delivered("".join(text), chat, about, tally)
 
 
 _ABOUT = ("id", "created", "object")
@@ -155,12 +154,15 @@ def _continue(asked: dict[str, Any], delivered: Delivered, preset: str) -> None:
         asked.update(_PREFILL.get(preset, {}))
     else:
         asked["prompt"] = asked["prompt"] + delivered.text
+    tokens = delivered.tally.tokens
     for name in ("max_tokens", "max_completion_tokens"):
         most = asked.get(name)
         if isinstance(most, int) and not isinstance(most, bool):
-            if most <= delivered.tokens:
+            if most <= tokens:
                 raise CannotContinue("length")
-            asked[name] = most - delivered.tokens
+            asked[name] = most - tokens
+    if type(least := asked.get("min_tokens")) is int:
+        asked["min_tokens"] = max(0, least - tokens)
 
 
 class Continuation:
@@ -172,12 +174,23 @@ class Continuation:
         self._to_skip = delivered.text if self._way is Way.AGAIN else ""
         self._skipped = 0
         self._left = b""
+        self._rest = Tally()  # of what this server has said
         self.announced = False  # the caller was told that another server goes on
 
     @property
     def has_caught_up(self) -> bool:
         """Whether everything that follows is new to the caller."""
         return self._skipped == len(self._to_skip)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether what this server counts is not yet all that was generated."""
+        return self._way is Way.PREFILL and bool(self._delivered.text)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether nobody has counted what the caller had."""
+        return self.adds_up and self._delivered.tally.prompt is None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what came of the second stream; return what the caller gets of it."""
@@ -209,12 +222,14 @@ class Continuation:
         silent = bool(choices)
         for choice in choices:
             silent = not self._advance(choice) and silent
-        if silent and not event.get("usage"):
+        usage = event.get("usage")
+        if silent and not (usage and self.has_caught_up):
             return b""
         event.update(self._delivered.about)
-        usage = event.get("usage")
-        if isinstance(usage, dict):
-            self._add_up(usage)
+        if self.adds_up:
+            self._rest.note(event, sum(map(self._length, choices)))
+            if isinstance(usage, dict):
+                self._delivered.tally.add_up(usage, self._rest)
         return b"data: " + codec.dumps(event) + b"\n\n"
 
     def _advance(self, choice: Any) -> bool:
@@ -239,16 +254,8 @@ class Continuation:
                 holder[name] = piece
         return bool(piece) or finishes
 
-    def _add_up(self, usage: dict[str, Any]) -> None:
-        """Have usage say what the text that the caller has was generated with."""
-        if self._way is Way.AGAIN:
-            return  # this server generated all of it
-        already = self._delivered.tokens
-        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(completion, int):
-            usage["prompt_tokens"] = prompt = max(0, prompt - already)
-            usage["completion_tokens"] = completion = completion + already
-            usage["total_tokens"] = prompt + completion
+    def _length(self, choice: dict[str, Any]) -> int:
+        return len(_text_of(choice, chat=self._delivered.chat, finished=True))
 
 
 def _text_of(choice: Any, *, chat: bool, finished: bool = False) -> str:
