@@ -294,6 +294,25 @@ async def test_large_bodies_are_not_understood_in_the_same_turn() -> None:
     assert len(set(large_turns)) == 3
 
 
+@pytest.mark.parametrize(("endpoint", "most"), [(CHAT, 5), (NATIVE[b"/api/chat"], None)])
+async def test_the_limits_of_a_large_body_are_those_of_the_endpoint(
+    endpoint: Endpoint, most: int | None
+) -> None:
+    """As those of a small one."""
+    body = b'{"model":"m","max_tokens":5,"x":"%b"}' % (b"x" * LARGE)
+    fields = dict([JSON, length(len(body))])
+    ctx = make_context(endpoint=endpoint, body=None, inference=None, fields=fields)
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        """Nothing is answered."""
+
+    layer = BodyMiddleware(inside, max_body=2 * LARGE, max_upload=100, within=5)
+    await drive(layer, ctx=ctx, headers=list(fields.items()), body=body)
+
+    assert ctx.inference is not None
+    assert ctx.inference.max_tokens == most
+
+
 def test_large_bodies_have_their_turns_in_a_second_event_loop_too() -> None:
     """Waiting for a turn ties a lock to its loop, and a host may have one after the other."""
     body = b'{"model":"m","prompt":"%b"}' % (b"x" * LARGE)
