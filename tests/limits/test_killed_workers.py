@@ -1,9 +1,12 @@
-"""A worker that is killed takes nobody's permits to its grave."""
+"""A worker that is killed takes nobody's permits and nobody's tokens to its grave."""
 
 import asyncio
 import os
 import signal
 import time
+from pathlib import Path
+
+import pytest
 
 from llmproxy.store.dispatch import LEASE
 from tests.limits.fleet import ANSWER, ask, fleet, question
@@ -66,3 +69,43 @@ async def test_permits_of_a_killed_worker_come_back(fresh_redis: RedisServer) ->
         stuck.set()
         assert [(await each).status for _, each in freed] == [200] * (SLOTS - 2)
         assert [(await client.answer()).status for client in staying[:2]] == [200, 200]
+
+
+@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+async def test_tokens_of_a_killed_worker_come_back(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Within its lease; without it, the next one had to wait for hours."""
+    stuck = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        asked = await exchange.request()
+        if b"wait" in asked.body:
+            await stuck.wait()
+        exchange.json(ANSWER)
+
+    store = f"sqlite://{tmp_path}/store.db"
+    if kind == "redis":
+        store = request.getfixturevalue("fresh_redis").url
+    keys = [f"reader:{KEY};limits=60000 tok/day"]
+    async with fleet(script, keys=keys, store=store, workers=2) as running, running.crew(5) as crew:
+        doomed, staying = crew
+        pid = sorted(running.workers.values())[0]
+        for client in (*doomed[:4], staying[0]):
+            client.send(question(KEY, max_tokens=10_000, user="wait"))
+        await until(lambda: len(running.engine.requests) == 5, "all tokens are reserved")
+        assert (await ask(staying[1], KEY, max_tokens=35_000)).status == 429 or running.gave_up
+
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        while (answer := await ask(staying[1], KEY, max_tokens=35_000)).status == 429:
+            assert time.monotonic() - killed < LEASE + 1.5
+            await asyncio.sleep(0.05)
+
+        assert answer.status == 200
+        assert time.monotonic() - killed > LEASE / 4 or running.gave_up
+        # What the other one has reserved is still reserved, and settled like any other.
+        assert (await ask(staying[1], KEY, max_tokens=55_000)).status == 429 or running.gave_up
+        stuck.set()
+        assert (await staying[0].answer()).status == 200
+        assert (await ask(staying[1], KEY, max_tokens=55_000)).status == 200 or running.gave_up

@@ -4,8 +4,10 @@ The store here is the real one of a process, behind a door that can be shut.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.limits import limits
 from llmproxy.rate_limit.reservation import Reservation
 from llmproxy.records import InferenceRequest, Principal, Usage
-from llmproxy.store.interface import Grant, Meter, Reading, Unavailable
+from llmproxy.store.interface import Grant, Meter, Reading, Store, Unavailable
 from llmproxy.store.memory import MemoryStore
+from llmproxy.store.sqlite import SqliteStore
 from tests.support.calls import eventually
 
 ANNA = Principal(id="key_1", name="anna")
@@ -34,8 +37,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Far:
     """A store at the other end of a line that can be cut."""
 
-    def __init__(self) -> None:
-        self.store = MemoryStore()
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store or MemoryStore()
         self.away = False
         self.settled = 0
 
@@ -175,6 +178,32 @@ async def test_what_was_let_in_meanwhile_is_counted_after() -> None:
         await eventually(lambda: far.settled > 0, "the settling of what was kept")
 
     assert await left(far, reservation) == pytest.approx([95, 9500, 9500], abs=0.1)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["lease_lives", "lease_ended"])
+async def test_tokens_of_who_was_cut_off_come_back_once(tmp_path: Path, ended: bool) -> None:
+    """Whether others have given them back meanwhile, or it has to do it itself."""
+    path = tmp_path / "store"
+    far, other = Far(SqliteStore(path)), SqliteStore(path)
+    async with limiting(far, "10000 tok/day") as made:
+        reservation = await reserve(made)
+        far.away = True
+        await made.settle(reservation, Usage(prompt=10, completion=10))
+        if ended:
+            with sqlite3.connect(path, isolation_level=None) as db:
+                db.execute("UPDATE owners SET expires = 0")
+            db.close()
+        (tokens,) = [line.meter for line in reservation.plan.lines]
+        await other.take([(tokens, 500)])
+        before = (await other.read([tokens]))[0].left
+        assert before == pytest.approx(9500 if ended else 9300, abs=0.1)
+        far.away = False
+        await eventually(lambda: far.settled > 0, "the settling of what was kept")
+
+        assert await left(far, reservation) == pytest.approx([9480], abs=0.1)
+        await far.store.aclose()  # with nothing of it noted any more
+        assert (await other.read([tokens]))[0].left == pytest.approx(9480, abs=0.1)
+        await other.aclose()
 
 
 async def test_what_is_left_is_settled_at_the_end() -> None:

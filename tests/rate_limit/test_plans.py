@@ -118,6 +118,13 @@ def test_nothing_is_counted_twice() -> None:
     assert texts(plan(plans("5 req/min per team"), own)) == ["9 req/min per team"]
 
 
+def test_only_tokens_are_a_guess() -> None:
+    """What dies with a worker comes back; a request that was let in was one."""
+    found = plan(plans("5 req/min, 100 tok/min, 2 concurrent", "10 tok/day", workers=4))
+
+    assert [line.meter.provisional for line in found.lines] == [False, True, False, False]
+
+
 def test_changing_an_amount_does_not_begin_anew() -> None:
     """Whoever raises a budget in the middle of a month keeps what is spent of it."""
     before, after = plans("5 req/min", "1 usd/day"), plans("9 req/min", "20 usd/day")

@@ -2,9 +2,9 @@
 
     python -m tests.store.taker URL LEASE SKEW LIMIT WISHES KINDS
 
-Its calendar is wrong by SKEW seconds. It prints `ready`, waits for a line on its standard input,
-makes all of its wishes (each is for one of every kind), prints how many were granted, and waits
-for the end of its input.
+Its calendar is wrong by SKEW seconds. KINDS are those of meters; `provisional` is a rate of that
+sort. It prints `ready`, waits for a line on its standard input, makes all of its wishes (each is
+for one of every kind), prints how many were granted, and waits for the end of its input.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from llmproxy.store.redis import RedisStore
 from llmproxy.store.sqlite import SqliteStore
 from llmproxy.store.urls import place
 
+PROVISIONAL = "provisional"
 TOGETHER = 5  # wishes at once: few, so that the processes get in each other's way
 
 
@@ -28,6 +29,13 @@ def opened(url: str, lease: float) -> QueuedStore:
     if where.kind == "sqlite":
         return SqliteStore(Path(where.path), lease=lease)
     return RedisStore(where, lease=lease, patience=2)
+
+
+def meter(kind: str, limit: float) -> Meter:
+    """Return the meter of a kind; a rate hardly drains while a test runs."""
+    if kind == PROVISIONAL:
+        return Meter(PROVISIONAL, Kind.RATE, limit, 86400 * 365, provisional=True)
+    return Meter("meter", Kind(kind), limit, 86400 * 365, "total")
 
 
 def say(text: str) -> None:
@@ -40,9 +48,7 @@ async def main(url: str, lease: str, skew: str, limit: str, wishes: str, kinds: 
     """Do all of that."""
     real = time.time
     time.time = clock.wall = lambda: real() + float(skew)
-    meters = [
-        Meter("meter", Kind(kind), float(limit), 86400 * 365, "total") for kind in kinds.split(",")
-    ]
+    meters = [meter(kind, float(limit)) for kind in kinds.split(",")]
     wish = [(meter, 1.0) for meter in meters]
     store = opened(url, float(lease))
     await store.start()

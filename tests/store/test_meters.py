@@ -9,6 +9,7 @@ from llmproxy.store.interface import Kind, Meter, Store, meter_name
 from llmproxy.store.memory import MemoryStore
 
 MINUTE = Meter("minute", Kind.RATE, 60, 60)
+TOKENS = Meter("tokens", Kind.RATE, 60, 60, provisional=True)
 SLOTS = Meter("slots", Kind.HELD, 3)
 MONEY = Meter("money", Kind.SPENT, 10, window="month")
 ALL = (MINUTE, SLOTS, MONEY)
@@ -81,6 +82,32 @@ async def test_what_it_really_was_replaces_what_was_taken(store: Store) -> None:
 
     left = [reading.left for reading in await store.read(ALL)]
     assert left == [about(50, abs=0.1), 3, about(3)]
+
+
+async def test_a_provisional_rate_counts_like_any_other(store: Store) -> None:
+    """Whoever settles in time finds no difference."""
+    grant = await store.take([(TOKENS, 30)])
+    assert [reading.left for reading in grant.readings] == [about(30, abs=0.1)]
+    refused = await store.take([(TOKENS, 36)])
+    assert refused.readings[0].retry_in == about(6, abs=0.2)
+
+    await store.settle([(TOKENS, 30, 10)], grant.owner)
+    assert (await store.read([TOKENS]))[0].left == about(50, abs=0.1)
+
+    grant = await store.take([(TOKENS, 1)])
+    await store.settle([(TOKENS, 1, 90)], grant.owner)
+    assert (await store.read([TOKENS]))[0].left == about(-40, abs=0.2)
+
+
+async def test_what_has_drained_is_not_charged_when_it_is_settled(store: Store) -> None:
+    """However long a request takes: what was reserved for it was counted, and has drained."""
+    fast = Meter("fast", Kind.RATE, 1e6, 10, provisional=True)
+    grant = await store.take([(fast, 30)])
+    await asyncio.sleep(1.2)  # longer than a rate is kept that has drained
+
+    await store.settle([(fast, 30, 30)], grant.owner)
+
+    assert (await store.read([fast]))[0].left == 1e6
 
 
 async def test_settling_may_exceed_a_limit(store: Store) -> None:

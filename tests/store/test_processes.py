@@ -8,20 +8,22 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from llmproxy.store.interface import Kind, Meter
+from llmproxy.store.interface import Kind
 from llmproxy.store.queued import QueuedStore
-from tests.store.taker import opened
+from tests.store.taker import PROVISIONAL, meter, opened
 from tests.store.waiting import until_left
 from tests.support.wire import patience
 
 LEASE = 0.6  # seconds
 LIMIT = 100
-ALL = ",".join(kind.value for kind in Kind)
+ALL = ",".join((*(kind.value for kind in Kind), PROVISIONAL))
+
+SLOTS, MONEY, TOKENS = OWNED = [meter(kind, LIMIT) for kind in ("held", "spent", PROVISIONAL)]
 
 
 @asynccontextmanager
 async def taker(
-    url: str, *, wishes: int, kinds: str = "held,spent", skew: float = 0
+    url: str, *, wishes: int, kinds: str = f"held,spent,{PROVISIONAL}", skew: float = 0
 ) -> AsyncIterator[Process]:
     """Start one, and see to its end."""
     words = [url, str(LEASE), str(skew), str(LIMIT), str(wishes), kinds]
@@ -56,13 +58,15 @@ async def ours(url: str) -> AsyncIterator[QueuedStore]:
     """Our own store at the same place."""
     store = opened(url, LEASE)
     await store.start()
-    yield store
-    await store.aclose()
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
-def meter(kind: Kind) -> Meter:
-    """What they all take from."""
-    return Meter("meter", kind, LIMIT, 86400 * 365, "total")
+async def left(store: QueuedStore) -> list[float]:
+    """Return what is left of all that has owners; what a rate has drained by now is nothing."""
+    return [round(reading.left, 2) for reading in await store.read(OWNED)]
 
 
 async def test_a_limit_is_exact_across_processes_whose_clocks_are_wrong(shared_url: str) -> None:
@@ -76,24 +80,24 @@ async def test_a_limit_is_exact_across_processes_whose_clocks_are_wrong(shared_u
 
         assert sum(got) == LIMIT
         async with ours(shared_url) as store:
-            assert all(reading.left < 1 for reading in await store.read([*map(meter, Kind)]))
+            meters = [meter(kind, LIMIT) for kind in ALL.split(",")]
+            assert all(reading.left < 1 for reading in await store.read(meters))
 
 
 async def test_what_a_killed_process_held_comes_back(shared_url: str) -> None:
     """Within its lease, and not before; what others hold stays held."""
-    slots, money = meter(Kind.HELD), meter(Kind.SPENT)
     async with ours(shared_url) as store, taker(shared_url, wishes=100) as other:
-        await store.take([(slots, 30), (money, 30)])
+        await store.take([(each, 30) for each in OWNED])
         assert await granted(other) == 70
         await asyncio.sleep(LEASE * 1.2)  # it lives, and renews its lease
-        assert [reading.left for reading in await store.read([slots, money])] == [0, 0]
+        assert await left(store) == [0, 0, 0]
 
         other.kill()
         began = asyncio.get_running_loop().time()
-        await until_left(store, slots, 70)
+        await until_left(store, SLOTS, 70)
 
         assert asyncio.get_running_loop().time() - began < LEASE + 0.5
-        assert [reading.left for reading in await store.read([slots, money])] == [70, 70]
+        assert await left(store) == [70, 70, 70]
 
 
 async def test_what_a_process_held_comes_back_when_it_leaves(shared_url: str) -> None:
@@ -104,7 +108,7 @@ async def test_what_a_process_held_comes_back_when_it_leaves(shared_url: str) ->
         other.stdin.close()
         await other.wait()
 
-        assert (await store.read([meter(Kind.HELD)]))[0].left == LIMIT
+        assert await left(store) == [LIMIT, LIMIT, LIMIT]
 
 
 async def test_a_frozen_process_comes_back_as_somebody_else(shared_url: str) -> None:
@@ -112,13 +116,13 @@ async def test_a_frozen_process_comes_back_as_somebody_else(shared_url: str) -> 
     async with ours(shared_url) as store, taker(shared_url, wishes=100) as other:
         await granted(other)
         os.kill(other.pid, signal.SIGSTOP)
-        await until_left(store, meter(Kind.HELD), LIMIT)
-        await store.take([(meter(Kind.HELD), 60)])
+        await until_left(store, SLOTS, LIMIT)
+        await store.take([(each, 60) for each in OWNED])
         os.kill(other.pid, signal.SIGCONT)
         await asyncio.sleep(LEASE)  # it has renewed its lease by now, and found it ended
 
-        assert (await store.read([meter(Kind.HELD)]))[0].left == LIMIT - 60
+        assert await left(store) == [LIMIT - 60] * 3
         assert other.stdin is not None
         other.stdin.close()
         await other.wait()
-        assert (await store.read([meter(Kind.HELD)]))[0].left == LIMIT - 60
+        assert await left(store) == [LIMIT - 60] * 3

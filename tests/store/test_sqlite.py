@@ -13,6 +13,7 @@ from llmproxy.store.sqlite import SqliteStore
 from tests.store.waiting import until_available
 
 RATE = Meter("rate", Kind.RATE, 10, 3600)
+TOKENS = Meter("tokens", Kind.RATE, 10, 3600, provisional=True)
 SLOTS = Meter("slots", Kind.HELD, 10)
 
 
@@ -53,15 +54,15 @@ async def test_a_new_start_of_the_machine_ends_every_lease(
 ) -> None:
     """Rates go on by the calendar, even by one that is behind what it was."""
     first = SqliteStore(tmp_path / "a")
-    await first.take([(RATE, 4), (SLOTS, 4)])
+    await first.take([(RATE, 4), (TOKENS, 4), (SLOTS, 4)])
     monkeypatch.setattr(sqlite_file, "_boot", lambda: "another")
     monkeypatch.setattr(clock, "wall", lambda: time.time() - behind)
     second = SqliteStore(tmp_path / "a")
 
-    rate, slots = await second.read([RATE, SLOTS])
+    rate, tokens, slots = await second.read([RATE, TOKENS, SLOTS])
 
     assert rate.left == pytest.approx(6, abs=0.1)
-    assert slots.left == 10
+    assert (tokens.left, slots.left) == (10, 10)
     refused = await second.take([(RATE, 7)])
     assert refused.readings[0].retry_in == pytest.approx(360, abs=5)
     await first.aclose()
@@ -135,16 +136,18 @@ async def test_what_has_ended_is_deleted(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_who_was_given_up_comes_back_as_somebody_else(tmp_path: Path) -> None:
     """What it gives back of its former life is not taken from its present one."""
     store, other = SqliteStore(tmp_path / "a"), SqliteStore(tmp_path / "a")
-    before = await store.take([(SLOTS, 4)])
+    before = await store.take([(SLOTS, 4), (TOKENS, 4)])
     db = sqlite3.connect(tmp_path / "a", isolation_level=None)
     db.execute("UPDATE owners SET expires = 0")
     db.close()
-    assert (await other.read([SLOTS]))[0].left == 10
+    assert [each.left for each in await other.read([SLOTS, TOKENS])] == [10, 10]
 
-    after = await store.take([(SLOTS, 2)])
-    await store.settle([(SLOTS, 4, 0)], before.owner)
+    after = await store.take([(SLOTS, 2), (TOKENS, 2)])
+    await store.settle([(SLOTS, 4, 0), (TOKENS, 4, 1)], before.owner)
 
     assert after.owner != before.owner
-    assert (await store.read([SLOTS]))[0].left == 8
+    slots, tokens = await store.read([SLOTS, TOKENS])
+    assert slots.left == 8
+    assert tokens.left == pytest.approx(7, abs=0.1)
     await store.aclose()
     await other.aclose()

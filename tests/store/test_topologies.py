@@ -20,6 +20,7 @@ from tests.support.tls import Authority
 METERS = [
     Meter("slots", Kind.HELD, 3),
     Meter("rate", Kind.RATE, 3, 86400),
+    Meter("tokens", Kind.RATE, 3, 86400, provisional=True),
     Meter("money", Kind.SPENT, 3, window="day"),
 ]
 SLOTS = 16384
@@ -93,11 +94,23 @@ async def test_in_a_cluster(cluster: list[RedisServer]) -> None:
         (home,) = [node for node in cluster if node.ask("DBSIZE") != ":0"]
 
         assert store.events["garbage"] == 0
+        await until(lambda: asyncio.to_thread(all_known, cluster))
         await asyncio.to_thread(move_our_slot, cluster, home)
         await until(lambda: works(store))
         assert store.events["lost"] == 0
     finally:
         await store.aclose()
+
+
+def all_known(nodes: list[RedisServer]) -> bool:
+    """Tell whether every server has heard of every other: they pass it on in their own time."""
+    names = [node_id(node) for node in nodes]
+    for node in nodes:
+        with redis.Redis(unix_socket_path=str(node.socket)) as client:
+            known = str(client.execute_command("CLUSTER NODES"))
+        if not all(name in known for name in names):
+            return False
+    return True
 
 
 def move_our_slot(cluster: list[RedisServer], home: RedisServer) -> None:

@@ -361,11 +361,15 @@ class Limiter:
 
     async def _settle_kept(self) -> None:
         """Settle what is kept, if the store is back."""
-        if not self._store.available:
+        if not len(self._unsettled) or not self._store.available:
+            return
+        try:
+            alive = (await self._store.take(())).owner
+        except Unavailable:
             return
         waiting = [
             (owner, entries[start : start + AT_A_TIME])
-            for owner, entries in self._unsettled.take_out(clock.now()).items()
+            for owner, entries in self._unsettled.take_out(clock.now(), alive).items()
             for start in range(0, len(entries), AT_A_TIME)
         ]
         while waiting:

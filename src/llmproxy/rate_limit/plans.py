@@ -169,17 +169,18 @@ class Plans:
 
     def _limit_line(self, limit: Limit, subject: tuple[str, ...]) -> Line:
         # The amount is no part of the name: whoever changes it does not begin anew.
-        held = limit.unit == "concurrent"
+        held, tokens = limit.unit == "concurrent", limit.unit == "tok"
         name = meter_name("limit", limit.unit, f"{limit.period:g}", *subject)
         kind = Kind.HELD if held else Kind.RATE
-        meter = Meter(name, kind, limit.amount, limit.period)
+        # How many tokens a request takes is a guess when it is let in; that it is one is none.
+        meter = Meter(name, kind, limit.amount, limit.period, provisional=tokens)
         return Line(
             meter=meter,
             local=share(meter, self._workers),
             unit=limit.unit,
             kind="limit",
             text=limit_text(limit),
-            fixed=0.0 if limit.unit == "tok" else 1.0,
+            fixed=0.0 if tokens else 1.0,
         )
 
     def _budget_line(self, budget: Budget, subject: tuple[str, ...]) -> Line:

@@ -71,17 +71,18 @@ class Account:
         self.owners[owner] = self.owners.get(owner, 0.0) + amount
         self.held += amount
 
-    def give_back(self, owner: str, amount: float) -> None:
-        """Take away from what an owner holds, and from nobody else."""
+    def give_back(self, owner: str, amount: float) -> float:
+        """Take away from what an owner holds, and from nobody else; return how much it was."""
         mine = self.owners.get(owner)
         if mine is None:
-            return
+            return 0.0
         if mine - amount > TINY:
             self.owners[owner] = mine - amount
             self.held -= amount
-        else:
-            del self.owners[owner]
-            self.held = self.held - mine if self.owners else float(self.bundled)
+            return amount
+        del self.owners[owner]
+        self.held = self.held - mine if self.owners else float(self.bundled)
+        return mine
 
 
 class Counters:

@@ -44,6 +44,8 @@ class Meter:
     period: float = 0.0  # seconds, for RATE
     window: Window = "total"  # for SPENT
     hard: bool = True  # False: is counted and never refuses
+    # A RATE whose amounts are guesses until they are settled: with an owner, like HELD and SPENT.
+    provisional: bool = False
     # What a RATE drains in a second, and how long one of it takes: asked for several times by
     # every request.
     pace: float = field(init=False, repr=False, compare=False, default=0.0)
@@ -84,8 +86,9 @@ class Meters(Protocol):
     async def take(self, wanted: Sequence[tuple[Meter, float]]) -> Grant:
         """Take all of these amounts, or nothing at all; name no meter twice.
 
-        What is taken of HELD and SPENT is held under the lease of this process until it is
-        settled: when the process dies, it comes back by itself.
+        What is taken of HELD and SPENT, and of a RATE that is provisional, is held under the lease
+        of this process until it is settled: when the process dies, it comes back by itself, as if
+        nothing of it had been used. What is taken of any other RATE is spent.
         """
 
     async def settle(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
@@ -94,7 +97,8 @@ class Meters(Protocol):
         Never refuses, never goes below zero, never waits and never fails: what cannot be
         delivered now is delivered, once, when the store answers again: as it was, however much of
         it would have drained meanwhile. So whoever knows that it is not `available` rather waits.
-        For HELD the actual amount is 0.
+        For HELD the actual amount is 0. What the owner no longer holds has come back already:
+        then only the actual amount is charged.
         """
 
     async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:

@@ -1,10 +1,11 @@
--- One batch of one process: all of it, or nothing. `counters.py` is the same in Python.
+-- One batch of one process: all of it, or nothing. `counters.py` and `notes.py` are the same in Python.
 --
 -- KEYS[1] stands before the name of every key, with the hash tag that keeps all of them together.
 -- ARGV[1] is the call, packed; names and values of records follow.
 --
 --   <prefix>:o:<owner>  hash  n: last call, e: when its lease ends, r: which of its takes were granted
 --   <prefix>:r:<name>   text  "level at", a rate; expires when it has drained
+--   <prefix>:p:<name>   hash  l: level, a: at, a provisional rate, and what each owner has of it
 --   <prefix>:h:<name>   hash  what each owner holds
 --   <prefix>:s:<name>   hash  the same, and w: first second of the window, s: what is spent in it
 --   <prefix>:k:<name>   text  a record
@@ -132,30 +133,63 @@ local function save_rate(meter, state, level)
   redis.call('SET', state.key, exact(level) .. ' ' .. exact(now), 'PX', milliseconds(math.min(ttl, LONGEST)))
 end
 
-local function load_account(meter)
+-- A hash in which owners have something: numbers go by one letter, owners by more.
+local function load_owned(meter)
   local key = prefix .. ':' .. meter[1] .. ':' .. meter[2]
-  local state = {key = key, held = 0, spent = 0, begins = 0, ends = math.huge, owners = {}}
+  local numbers, owners, held, lost = {}, {}, 0, 0
   local flat = redis.pcall('HGETALL', key)
   local spoilt = flat.err ~= nil
   for i = 1, spoilt and 0 or #flat, 2 do
     local field, value = flat[i], finite(flat[i + 1])
     if not value then
       spoilt = true
-    elseif field == 'w' then
-      state.begins = value
-    elseif field == 's' then
-      state.spent = value
+    elseif #field == 1 then
+      numbers[field] = value
     elseif lives(field) then
-      state.owners[field] = value
-      state.held = state.held + value
+      owners[field] = value
+      held = held + value
     else
       redis.call('HDEL', key, field)
+      lost = lost + value
     end
   end
   if spoilt then
     discard(key)
-    state.held, state.spent, state.begins, state.owners = 0, 0, 0, {}
+    numbers, owners, held, lost = {}, {}, 0, 0
   end
+  return {key = key, owners = owners, held = held, lost = lost}, numbers
+end
+
+local function load_provisional(meter)
+  local state, numbers = load_owned(meter)
+  local level, at = numbers.l, numbers.a
+  state.used = 0
+  if level and at then
+    local drained = math.max(0, now - at) * math.max(meter[3], 0) / meter[4]
+    -- What the dead have left is given back, as if they had used nothing of it.
+    state.used = math.max(0, level - drained - state.lost)
+    if state.lost > 0 or now < at then
+      redis.call('HSET', state.key, 'l', exact(state.used), 'a', exact(now))
+    end
+  end
+  return state
+end
+
+local function save_provisional(meter, state, level, whose, mine)
+  if mine then
+    redis.call('HSET', state.key, 'l', exact(level), 'a', exact(now), whose, exact(mine))
+  else
+    redis.call('HSET', state.key, 'l', exact(level), 'a', exact(now))
+  end
+  local ttl = drains_in(level, meter[3], meter[4]) + 1
+  -- Somebody may still settle when it has drained: not to know of it would be to charge it twice.
+  if state.held > TINY then ttl = math.max(ttl, DAY) end
+  redis.call('PEXPIRE', state.key, milliseconds(math.min(ttl, LONGEST)))
+end
+
+local function load_account(meter)
+  local state, numbers = load_owned(meter)
+  state.begins, state.spent, state.ends = numbers.w or 0, numbers.s or 0, math.huge
   if meter[1] == 's' then
     local begins, ends = window_at(meter[4])
     if begins > state.begins then
@@ -175,15 +209,20 @@ local function keep(meter, state)
   redis.call('PEXPIRE', state.key, milliseconds(math.min(ttl, LONGEST)))
 end
 
+local function is_rate(meter)
+  return meter[1] == 'r' or meter[1] == 'p'
+end
+
 local function load(meter)
   if meter[1] == 'r' then return load_rate(meter) end
+  if meter[1] == 'p' then return load_provisional(meter) end
   return load_account(meter)
 end
 
 local function reading(meter, state, used, wish)
   local limit = meter[3]
   local resets, retry = 0, 0
-  if meter[1] == 'r' then
+  if is_rate(meter) then
     resets = drains_in(used, limit, meter[4])
     if wish then retry = drains_in(used + wish - limit, limit, meter[4]) end
     if wish and wish > limit * (1 + TINY) + SLACK then retry = math.huge end
@@ -199,7 +238,7 @@ end
 
 local function fits(meter, state, amount)
   local used, limit = state.used, meter[3]
-  if meter[1] == 'r' then return used + amount <= limit * (1 + TINY) + SLACK end
+  if is_rate(meter) then return used + amount <= limit * (1 + TINY) + SLACK end
   if meter[1] == 's' and amount <= 0 then return used < limit end
   return used + amount <= limit
 end
@@ -223,6 +262,9 @@ handlers.take = function(meters, amounts)
       used = used + amount
       if meter[1] == 'r' then
         save_rate(meter, state, used)
+      elseif meter[1] == 'p' then
+        state.held = state.held + amount
+        save_provisional(meter, state, used, owner, (state.owners[owner] or 0) + amount)
       else
         local mine = exact((state.owners[owner] or 0) + amount)
         if meter[1] == 's' then
@@ -247,6 +289,14 @@ handlers.settle = function(meters, amounts, actuals, whose)
     local state = load(meter)
     if meter[1] == 'r' then
       save_rate(meter, state, math.max(0, state.used + actuals[i] - amounts[i]))
+    elseif meter[1] == 'p' then
+      local mine = state.owners[whose]
+      local rest = mine and mine - amounts[i] > TINY and mine - amounts[i] or 0
+      local back = (mine or 0) - rest
+      state.held = state.held - back
+      -- Who has nothing left stays there with 0: to delete it would be one more command.
+      local level = math.max(0, state.used + actuals[i] - back)
+      save_provisional(meter, state, level, whose, mine and rest)
     else
       local mine = state.owners[whose]
       if mine and mine - amounts[i] > TINY then

@@ -25,6 +25,7 @@ from llmproxy.store.operations import (
 )
 
 _KINDS = {Kind.RATE: "r", Kind.HELD: "h", Kind.SPENT: "s"}
+_PROVISIONAL = "p"  # a rate with owners: kept otherwise, so a kind of its own
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -112,7 +113,8 @@ def _written(operation: Operation[Any], blobs: list[bytes]) -> tuple[object, ...
 
 def _meter(meter: Meter) -> tuple[object, ...]:
     scope = meter.window if meter.kind is Kind.SPENT else meter.period
-    return _KINDS[meter.kind], meter.name, meter.limit, scope, meter.hard
+    kind = _PROVISIONAL if meter.provisional else _KINDS[meter.kind]
+    return kind, meter.name, meter.limit, scope, meter.hard
 
 
 def _read(operation: Operation[Any], result: Any, blobs: list[bytes], owner: str) -> Result:

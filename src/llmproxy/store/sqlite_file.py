@@ -79,12 +79,11 @@ def _clock(db: sqlite3.Connection) -> float:
     row = db.execute("SELECT boot, ahead FROM clock").fetchone()
     if row is not None and row[0] == boot and (boot or abs(row[1] - now) < ANOTHER_START):
         return float(row[1])
-    # The machine was started since. Whoever held something is gone; and should the calendar be
-    # behind what it was, nothing waits until it has caught up.
+    # The machine was started since. Whoever held something is gone, and the next batch gives it
+    # back; and should the calendar be behind what it was, nothing waits until it has caught up.
     db.execute("DELETE FROM clock")
     db.execute("INSERT INTO clock VALUES (?, ?)", (boot, now))
-    db.execute("DELETE FROM held")
-    db.execute("DELETE FROM owners")
+    db.execute("UPDATE owners SET expires = 0")
     at = now + time.monotonic()
     db.execute("UPDATE rates SET empty = ? + empty - at, at = ? WHERE at > ?", (at, at, at))
     return now

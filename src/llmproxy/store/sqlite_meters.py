@@ -2,8 +2,9 @@
 
 import sqlite3
 
-from llmproxy.store.counters import Account, Counters, Rate
+from llmproxy.store.counters import Account, Rate
 from llmproxy.store.interface import Kind, Meter
+from llmproxy.store.notes import NotingCounters
 
 FORGET = 2000  # rows that are forgotten at a time
 
@@ -12,7 +13,7 @@ class Meters:
     """The meters of one batch, within its transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        self.counters = Counters()
+        self.counters = NotingCounters()
         self._db = db
         self._rates: dict[str, tuple[float, float]] = {}
         self._held: dict[tuple[str, str], dict[str, float]] = {}
@@ -23,6 +24,8 @@ class Meters:
         if meter.kind is Kind.RATE:
             if meter.name not in self._rates:
                 self._load_rate(meter)
+            if meter.provisional and (meter.kind.value, meter.name) not in self._held:
+                self._load_notes(meter)
         elif (meter.kind.value, meter.name) not in self._held:
             self._load_account(meter)
 
@@ -49,7 +52,11 @@ class Meters:
                 if (account.spent, account.begins) != self._spent[name]
             ],
         )
-        for kind, accounts in ((Kind.HELD, counters.holds), (Kind.SPENT, counters.budgets)):
+        for kind, accounts in (
+            (Kind.RATE, counters.notes),
+            (Kind.HELD, counters.holds),
+            (Kind.SPENT, counters.budgets),
+        ):
             for name, account in accounts.items():
                 self._save_held(kind.value, name, account)
 
@@ -71,12 +78,7 @@ class Meters:
             if row:
                 account = Account(row[1], row[2])
                 account.spent = row[0]
-        held = dict(
-            self._db.execute(
-                "SELECT owner, amount FROM held WHERE kind = ? AND name = ?", (kind, name)
-            ).fetchall()
-        )
-        self._held[kind, name] = held
+        held = self._load_held(kind, name)
         if held and account is None:
             account = Account(0.0, 0.0)  # of a window that is over: the present one begins empty
             if meter.kind is Kind.HELD:
@@ -86,6 +88,20 @@ class Meters:
                 account.hold(owner, amount)
             states = self.counters.budgets if kind == Kind.SPENT.value else self.counters.holds
             states[name] = account
+
+    def _load_notes(self, meter: Meter) -> None:
+        notes = Account()
+        for owner, amount in self._load_held(meter.kind.value, meter.name).items():
+            notes.hold(owner, amount)
+        self.counters.notes[meter.name] = notes
+
+    def _load_held(self, kind: str, name: str) -> dict[str, float]:
+        held = self._held[kind, name] = dict(
+            self._db.execute(
+                "SELECT owner, amount FROM held WHERE kind = ? AND name = ?", (kind, name)
+            ).fetchall()
+        )
+        return held
 
     def _save_held(self, kind: str, name: str, account: Account) -> None:
         before = self._held[kind, name]
@@ -105,6 +121,12 @@ class Meters:
 def reap(db: sqlite3.Connection, now: float) -> None:
     """Give back what those hold who have not been heard of."""
     for (owner,) in db.execute("SELECT owner FROM owners WHERE expires <= ?", (now,)).fetchall():
+        # What is noted of a rate is in its level, too. `empty` stays as it was: to forget a rate
+        # later than could be does no harm.
+        noted = db.execute(
+            "SELECT amount, name FROM held WHERE kind = ? AND owner = ?", (Kind.RATE.value, owner)
+        ).fetchall()
+        db.executemany("UPDATE rates SET level = max(0.0, level - ?) WHERE name = ?", noted)
         db.execute("DELETE FROM held WHERE owner = ?", (owner,))
         db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
 
