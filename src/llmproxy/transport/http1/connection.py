@@ -56,6 +56,15 @@ _landing = _Landing()
 class Connection(asyncio.BufferedProtocol):
     """The socket, its parser, and the call that they work for."""
 
+    # One for each stream that is open. Attributes beyond thirty would take 1.3 KB for themselves.
+    __slots__ = (
+        "_call", "_due", "_framing", "_headers", "_in_a_row", "_informational", "_keep_alive",
+        "_landing", "_left", "_loop", "_lost", "_memory", "_name", "_overhead", "_owner",
+        "_parsed", "_parser", "_pieces", "_sender", "_size", "_surplus", "_timer", "_transport",
+        "_wanted", "_without_body", "_writable", "asked_at", "calls", "idle_since", "opened_at",
+        "round_trip", "unheard",
+    )  # fmt: skip
+
     def __init__(self, name: str, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         # The connection
         self._name = name
