@@ -58,7 +58,7 @@ async def test_an_engine_waits_for_a_client_that_does_not_read() -> None:
         size, end = 0, b""
         async for frame in client.chunks():
             size += len(frame)
-            end = frame
+            end = (end + frame)[-len(CHAT.whole) :]
 
     assert taken < KERNEL
     assert size == events * len(EVENT) + len(CHAT.whole)
