@@ -2,7 +2,9 @@
 
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -94,6 +96,19 @@ async def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
         await store.get("name")
 
     await store.aclose()
+
+
+def test_those_who_make_it_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
+    """As the workers of one start do; one in seven such starts failed when nobody waited."""
+    together = Barrier(4)
+
+    def open_with_others(path: Path) -> None:
+        together.wait(10)
+        sqlite_file.open_file(path)[0].close()
+
+    with ThreadPoolExecutor(4) as workers:
+        for number in range(60):
+            list(workers.map(open_with_others, [tmp_path / str(number)] * 4))
 
 
 async def test_somebody_who_writes_for_long_is_an_outage(tmp_path: Path) -> None:

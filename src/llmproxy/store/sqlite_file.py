@@ -15,6 +15,7 @@ from llmproxy import clock
 
 VERSION = 1  # of the tables; another one is never touched
 WAIT = 1.0  # seconds for another process that is writing
+BETWEEN = 0.002  # seconds between two tries where SQLite leaves the waiting to us
 ANOTHER_START = 60.0  # seconds between two clocks, where the kernel does not name its starts
 
 _TABLES = """
@@ -51,7 +52,7 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(db)
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose seconds; a kill cannot
         db.execute("BEGIN IMMEDIATE")
         _provide_tables(db)
@@ -61,6 +62,24 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
         db.close()
         raise
     return db, ahead
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Have changes written beside the file first, so that readers and a writer do not wait.
+
+    For this one change SQLite does not wait for whoever is at the file: two that both want it
+    would wait for each other, so one is told at once that the file is locked.
+    """
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(BETWEEN)
+        else:
+            return
 
 
 def _provide_tables(db: sqlite3.Connection) -> None:
