@@ -16,8 +16,9 @@ from contextlib import suppress
 
 import uvloop
 
-from llmproxy.assembly import Engines, assemble
+from llmproxy.assembly import assemble
 from llmproxy.context import get_context
+from llmproxy.engines import Engines
 from llmproxy.errors import UpstreamBroken
 from llmproxy.logs import HostLog
 from llmproxy.protocol.trust import TrustedProxies

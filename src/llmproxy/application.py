@@ -19,8 +19,9 @@ from llmproxy.admin.key_register import KeyRegister
 from llmproxy.admin.keys import AdminKey
 from llmproxy.admin.server_register import ServerRegister
 from llmproxy.appointments import Appointments
-from llmproxy.assembly import Engines, assemble
+from llmproxy.assembly import assemble
 from llmproxy.context import get_context
+from llmproxy.engines import Engines
 from llmproxy.errors import ProxyError, StoreUnavailable
 from llmproxy.forward import Forward
 from llmproxy.logs import AccessLog, HostLog

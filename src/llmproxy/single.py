@@ -12,8 +12,10 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from llmproxy.application import forward_of, to_be_closed
-from llmproxy.assembly import Engines, assemble, part_named
+from llmproxy.assembly import assemble
+from llmproxy.engines import Engines
 from llmproxy.metrics import Metrics
+from llmproxy.parts import part_named
 from llmproxy.protocol.endpoints import Paths
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Upstream
