@@ -16,6 +16,7 @@ from llmproxy.errors import (
 )
 from llmproxy.middleware.body import LARGE, BodyMiddleware
 from llmproxy.protocol.endpoints import CHAT, NATIVE, OTHER
+from llmproxy.protocol.inference import read_inference
 from llmproxy.protocol.multipart import LOOK_AT
 from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.types import EXCHANGE, Header, Message, Receive, Scope, Send
@@ -257,7 +258,9 @@ async def test_a_body_that_is_there_is_taken_unless_a_layer_wants_to_see_it(wrap
     assert server.taken == (not wrapped)
 
 
-async def test_large_bodies_are_not_understood_in_the_same_turn() -> None:
+async def test_large_bodies_are_not_understood_in_the_same_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The loop would be held up by all of them together; small ones need not wait for any."""
     turn = 0
     understood: list[tuple[int, int]] = []  # the turn, and the size
@@ -282,6 +285,12 @@ async def test_large_bodies_are_not_understood_in_the_same_turn() -> None:
     async def nothing(message: Message) -> None:
         """Nothing is answered."""
 
+    def understand(body: bytes, *about: Any, **told: Any) -> InferenceRequest:
+        at.append(turn)
+        return read_inference(body, *about, **told)
+
+    monkeypatch.setattr("llmproxy.middleware.body.read_inference", understand)
+    at: list[int] = []
     layer = BodyMiddleware(inside, max_body=2 * LARGE, max_upload=100, within=5)
     small = b'{"model":"m"}'
     large = b'{"model":"m","prompt":"%b"}' % (b"x" * LARGE)
@@ -290,8 +299,9 @@ async def test_large_bodies_are_not_understood_in_the_same_turn() -> None:
     counting.cancel()
 
     assert [size for _, size in understood[:2]] == [len(small)] * 2
-    large_turns = [at for at, size in understood if size == len(large)]
-    assert len(set(large_turns)) == 3
+    passed_on = [turn for turn, size in understood if size == len(large)]
+    assert len(set(at[2:])) == len(set(passed_on)) == 3
+    assert set(at[2:]).isdisjoint(passed_on), "what is done with one is work for another turn"
 
 
 @pytest.mark.parametrize(("endpoint", "most"), [(CHAT, 5), (NATIVE[b"/api/chat"], None)])

@@ -1,0 +1,87 @@
+"""Heavy work, one step in each turn of the event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from llmproxy.turns import my_turn
+
+
+class Count:
+    """Counts the turns of the loop."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+    async def run(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def counting() -> AsyncIterator[Count]:
+    count = Count()
+    task = asyncio.create_task(count.run())
+    yield count
+    task.cancel()
+
+
+async def test_nobody_has_a_turn_beside_another() -> None:
+    """However many ask at once, and ask again; they get them in the order in which they asked."""
+    steps: list[tuple[int, str]] = []
+
+    async def work(name: str) -> None:
+        for _ in range(3):
+            await my_turn()
+            steps.append((count.turn, name))
+
+    async with counting() as count:
+        await asyncio.gather(*map(work, "abcd"))
+
+    turns = [turn for turn, _ in steps]
+    assert len(set(turns)) == 12
+    assert "".join(name for _, name in steps) == "abcd" * 3
+
+
+async def test_others_go_on_meanwhile() -> None:
+    """A turn of the loop is not waited for longer than for whoever came before."""
+    async with counting() as count:
+        await asyncio.sleep(0)
+        before = count.turn
+        await asyncio.gather(*(my_turn() for _ in range(10)))
+        assert 10 <= count.turn - before <= 13
+
+
+async def test_who_has_left_takes_nobody_s_turn() -> None:
+    """A request that was cancelled while it waited does not hold up those behind it."""
+
+    async def work() -> None:
+        await my_turn()
+
+    leaving = [asyncio.create_task(work()) for _ in range(5)]
+    await asyncio.sleep(0)
+    last = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    for each in leaving:
+        each.cancel()
+    async with asyncio.timeout(5):
+        await last
+        await my_turn()
+
+
+def test_each_event_loop_has_its_own() -> None:
+    """Also when one was closed with somebody waiting in it."""
+
+    async def leave() -> None:
+        for _ in range(5):
+            my_turn()
+
+    async def work() -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(my_turn() for _ in range(3)))
+
+    for each in (leave, work, leave, work):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(each())
+        loop.close()
