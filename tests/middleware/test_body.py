@@ -304,6 +304,64 @@ async def test_large_bodies_are_not_understood_in_the_same_turn(
     assert set(at[2:]).isdisjoint(passed_on), "what is done with one is work for another turn"
 
 
+LARGE_TEXT = b'{"model":"m","prompt":"%b"}' % ("日本語".encode() * LARGE)
+
+
+async def test_that_a_large_body_is_text_is_seen_in_steps() -> None:
+    """It takes as long as everything else that is to be understood of it."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        """Nothing is answered."""
+
+    async def nothing(message: Message) -> None:
+        """Nothing is answered."""
+
+    async def turns_for(body: bytes) -> int:
+        fields = dict([JSON, length(len(body))])
+        ctx = make_context(endpoint=CHAT, body=None, inference=None, fields=fields)
+        server = Server(body)
+        scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
+        before = turns
+        await layer(scope, server.receive, nothing)
+        assert ctx.inference == InferenceRequest(model="m", prompt_bytes=len(body))
+        return turns - before
+
+    layer = BodyMiddleware(inside, max_body=len(LARGE_TEXT), max_upload=100, within=5)
+    counting = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    plain = LARGE_TEXT.decode().encode("ascii", "replace").ljust(len(LARGE_TEXT))
+    more = await turns_for(LARGE_TEXT) - await turns_for(plain)
+    counting.cancel()
+
+    assert more >= len(LARGE_TEXT) // (2 * LARGE)
+
+
+@pytest.mark.parametrize("at", [LARGE // 2, LARGE, 5 * LARGE, len(LARGE_TEXT) - 3])
+async def test_a_large_body_that_is_no_text_is_refused(at: int) -> None:
+    """Wherever it ceases to be one; a body that is only passed on is the engine's to judge."""
+    body = LARGE_TEXT[:at] + b"\xff" + LARGE_TEXT[at + 1 :]
+    fields = dict([JSON, length(len(body))])
+    reached = []
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope[SCOPE_KEY].body)
+
+    layer = BodyMiddleware(inside, max_body=len(body), max_upload=100, within=5)
+    for endpoint in (CHAT, OTHER):
+        ctx = make_context(endpoint=endpoint, body=None, inference=None, fields=fields)
+        seen = await drive(layer, ctx=ctx, headers=list(fields.items()), body=body)
+        assert isinstance(seen.raised, InvalidJson) == (endpoint is CHAT)
+
+    assert reached == [body]
+
+
 @pytest.mark.parametrize(("endpoint", "most"), [(CHAT, 5), (NATIVE[b"/api/chat"], None)])
 async def test_the_limits_of_a_large_body_are_those_of_the_endpoint(
     endpoint: Endpoint, most: int | None

@@ -26,7 +26,7 @@ from llmproxy.errors import (
     present,
 )
 from llmproxy.gathered import Gathered
-from llmproxy.protocol.inference import read_inference
+from llmproxy.protocol.inference import read_inference, text_checked
 from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
 from llmproxy.records import Ending, InferenceRequest
 from llmproxy.turns import my_turn
@@ -140,8 +140,15 @@ class BodyMiddleware:
     async def _understand_large(
         self, body: bytes, ending: Ending, must_be_json: bool
     ) -> InferenceRequest:
-        await my_turn()
-        asked = self._understand(body, ending, must_be_json)
+        try:
+            for _ in text_checked(body):
+                await my_turn()
+            await my_turn()
+            asked = read_inference(body, ending, is_text=True)
+        except RequestError:
+            if must_be_json:
+                raise
+            asked = NOTHING_ASKED
         await my_turn()  # what is done with it next is work for another one
         return asked
 

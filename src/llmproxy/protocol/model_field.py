@@ -27,7 +27,7 @@ def with_model(body: bytes, model: str) -> bytes:
     name = codec.dumps(model)
     for candidate in islice(_candidates(body, name), tries(body, _MOST_PLACES)):
         try:
-            if read_inference(candidate).model == model:
+            if read_inference(candidate, is_text=True).model == model:
                 return candidate
         except RequestError:
             continue

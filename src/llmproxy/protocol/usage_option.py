@@ -39,7 +39,7 @@ def with_usage(body: bytes, asked: InferenceRequest) -> Pieces | None:
         return body[:inside], _OPTION_FIRST, rest
     for candidate in islice(_candidates(body), tries(body, _MOST_TRIES)):
         try:
-            if read_inference(candidate).include_usage is True:
+            if read_inference(candidate, is_text=True).include_usage is True:
                 return (candidate,)
         except RequestError:
             continue
