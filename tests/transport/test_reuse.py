@@ -416,7 +416,11 @@ async def test_a_write_into_a_dead_connection_is_replaced_too(
 
 
 @only_http1(ONCE)
-@pytest.mark.parametrize("outgoing", [post(), order()], ids=["harmless", "order"])
+@pytest.mark.parametrize(
+    "outgoing",
+    [post(), order(), order(bytes(3 << 20))],
+    ids=["harmless", "order", "large_order"],
+)
 async def test_what_has_not_arrived_is_sent_again(
     connect: Connect, resent: Resent, outgoing: Outgoing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

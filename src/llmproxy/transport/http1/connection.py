@@ -22,11 +22,13 @@ from llmproxy.transport.http1.head import Framing, framing_of, head_size, write_
 from llmproxy.transport.http1.kernel import has_news, unconfirmed
 from llmproxy.transport.interface import Outgoing
 from llmproxy.transport.uploads import counted
+from llmproxy.turns import my_turn
 from llmproxy.types import Header
 
 MAX_HEAD = 64 * 1024  # bytes of a head, informational ones and chunk overhead included
 WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
 SMALL = 64 * 1024  # bytes; up to here head and body go out as one piece
+AT_ONCE = 1024 * 1024  # bytes that the kernel is given before others have their turn
 READ = 64 * 1024  # bytes that one read brings at most
 VERSIONS = ("1.1", "1.0")  # that an answer may have; the parser lets others through
 IN_A_ROW = 4  # reads that were filled, before others have their turn
@@ -60,9 +62,9 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_call", "_due", "_framing", "_headers", "_in_a_row", "_informational", "_keep_alive",
         "_landing", "_left", "_loop", "_lost", "_memory", "_name", "_overhead", "_owner",
-        "_parsed", "_parser", "_pieces", "_sender", "_size", "_surplus", "_timer", "_transport",
-        "_wanted", "_without_body", "_writable", "asked_at", "calls", "idle_since", "opened_at",
-        "round_trip", "unheard",
+        "_parsed", "_parser", "_pieces", "_sender", "_size", "_surplus", "_timer", "_to_write",
+        "_transport", "_wanted", "_without_body", "_writable", "asked_at", "calls", "idle_since",
+        "opened_at", "round_trip", "unheard",
     )  # fmt: skip
 
     def __init__(self, name: str, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
@@ -93,6 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         self._sender: asyncio.Task[None] | None = None
         self._without_body = False  # the answer to HEAD
         self._size = 0  # bytes of the request
+        self._to_write = 0  # of a large one, those that the event loop was not given yet
         self.asked_at = 0.0
         self.unheard = False  # the upstream closed before any of the request had arrived; for good
 
@@ -148,7 +151,11 @@ class Connection(asyncio.BufferedProtocol):
                 transport.write(head + body)
             else:
                 transport.write(head)
-                transport.write(body)
+                if len(body) <= AT_ONCE:
+                    transport.write(body)
+                else:
+                    self._to_write = len(body)
+                    self._sender = self._loop.create_task(self._send_large(body))
         else:
             transport.write(head)
             self._sender = self._loop.create_task(self._send(body, call))
@@ -164,10 +171,10 @@ class Connection(asyncio.BufferedProtocol):
         """How much the upstream has not taken yet: bytes, and of an upload who knows what."""
         if self._transport is None or self._lost:
             return 0
+        waiting: float = self._transport.get_write_buffer_size()
         if self._sender is not None and self.sending:
-            # It has a clock of its own, and equals nothing that was before.
-            return 0 if self.closed else float("nan")
-        waiting = self._transport.get_write_buffer_size()
+            # An upload has a clock of its own, and equals nothing that was before.
+            waiting += self._to_write or float("nan")
         return 0 if waiting and self.closed else waiting
 
     def abandon(self) -> None:
@@ -301,7 +308,7 @@ class Connection(asyncio.BufferedProtocol):
         if call is None or transport is None:
             return
         if not self.answered:
-            self.unheard = unconfirmed(transport) >= self._size
+            self.unheard = self._to_write + unconfirmed(transport) >= self._size
         elif self._framing is Framing.CLOSE and not self._parsed:
             self._parsed = True
             self._keep_alive = False
@@ -403,7 +410,26 @@ class Connection(asyncio.BufferedProtocol):
         call.fail(failure)
         self.abandon()
 
-    # Uploads
+    # Bodies that do not go out at once
+
+    async def _send_large(self, body: bytes) -> None:
+        """Hand a large body to the kernel in steps, at the pace at which the upstream takes it.
+
+        All at once, the kernel copies as much as it has room for: 1 to 9 ms.
+        """
+        transport = self._transport
+        assert transport is not None
+        view = memoryview(body)
+        for start in range(0, len(body), AT_ONCE):
+            await my_turn()
+            while self._writable is not None and not self._lost:
+                await self._writable
+                await my_turn()
+            if self._lost:
+                return
+            step = view[start : start + AT_ONCE]
+            self._to_write -= len(step)
+            transport.write(step)
 
     async def _send(self, upload: Upload, call: Http1Call) -> None:
         """Pass an upload on as it comes in, at the pace at which the upstream takes it."""
@@ -432,5 +458,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _stop_sending(self) -> None:
         if self._sender is not None:
+            self._to_write = 0
             self._sender.cancel()
             self._sender = None
