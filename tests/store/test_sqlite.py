@@ -148,6 +148,26 @@ async def test_what_has_ended_is_deleted(tmp_path: Path, monkeypatch: pytest.Mon
     db.close()
 
 
+async def test_more_ends_than_is_deleted_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch goes on with it: what comes between two looks is not left to pile up."""
+    monkeypatch.setattr("llmproxy.store.sqlite_meters.FORGET", 10)
+    before = SqliteStore(tmp_path / "a")
+    for number in range(50):
+        await before.put(f"nonce:{number}", b"", within=0.0)
+    await before.aclose()
+
+    store = SqliteStore(tmp_path / "a")
+    for _ in range(6):
+        await store.read([])
+    await store.aclose()
+
+    db = sqlite3.connect(tmp_path / "a")
+    assert db.execute("SELECT count(*) FROM records").fetchone() == (0,)
+    db.close()
+
+
 async def test_who_was_given_up_comes_back_as_somebody_else(tmp_path: Path) -> None:
     """What it gives back of its former life is not taken from its present one."""
     store, other = SqliteStore(tmp_path / "a"), SqliteStore(tmp_path / "a")

@@ -80,8 +80,8 @@ class _File:
         now, wall = time.monotonic() + self._ahead, clock.wall()
         reap(db, now)
         self._stay(db, now)
-        if now - self._forgot > FORGET_EVERY:
-            forget(db, now, wall)
+        # While there is more, each batch goes on with it: a batch makes less than it forgets.
+        if now - self._forgot > FORGET_EVERY and forget(db, now, wall):
             self._forgot = now
         meters = Meters(db)
         results: list[Result] = []

@@ -6,7 +6,7 @@ from llmproxy.store.counters import Account, Rate
 from llmproxy.store.interface import Kind, Meter
 from llmproxy.store.notes import NotingCounters
 
-FORGET = 2000  # rows that are forgotten at a time
+FORGET = 1000  # rows of a table that are forgotten at a time: some milliseconds
 
 
 class Meters:
@@ -131,15 +131,18 @@ def reap(db: sqlite3.Connection, now: float) -> None:
         db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
 
 
-def forget(db: sqlite3.Connection, now: float, wall: float) -> None:
-    """Delete some of what is as good as new."""
+def forget(db: sqlite3.Connection, now: float, wall: float) -> bool:
+    """Delete some of what is as good as new; tell whether that was all of it."""
+    all_of_it = True
     for table, key, column, moment in (
         ("rates", "name", "empty", now),
         ("budgets", "name", "ends", wall),
         ("records", "name", "until", now),
     ):
-        db.execute(
+        deleted = db.execute(
             f"DELETE FROM {table} WHERE {key} IN"
             f" (SELECT {key} FROM {table} WHERE {column} <= ? LIMIT {FORGET})",
             (moment,),
         )
+        all_of_it = all_of_it and deleted.rowcount < FORGET
+    return all_of_it
