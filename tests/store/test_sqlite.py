@@ -131,6 +131,32 @@ async def test_somebody_who_writes_for_long_is_an_outage(tmp_path: Path) -> None
     await store.aclose()
 
 
+async def test_the_log_beside_the_file_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where SQLite never finds the moment to begin it anew; nobody waits for a reader."""
+    monkeypatch.setattr("llmproxy.store.sqlite.LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_file, "LONGEST_LOG", 200_000)
+    log = tmp_path / "a-wal"
+    store = SqliteStore(tmp_path / "a")
+    await store.read([])
+    reader = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM records").fetchall()
+
+    for _ in range(3):
+        await store.put("name", bytes(100_000))
+    with_a_reader = log.stat().st_size
+    reader.close()
+    await store.put("name", bytes(10))
+
+    assert with_a_reader > 300_000
+    assert log.stat().st_size == 0
+    assert store.events["unavailable"] == 0
+    assert await store.get("name") == bytes(10)
+    await store.aclose()
+
+
 async def test_what_has_ended_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file does not grow with everybody who was ever seen."""
     monkeypatch.setattr("llmproxy.store.sqlite.FORGET_EVERY", 0.0)

@@ -20,10 +20,11 @@ from llmproxy.store.dispatch import LEASE
 from llmproxy.store.interface import Unavailable
 from llmproxy.store.operations import Nothing, Operation, Read, Result, Settle, Take
 from llmproxy.store.queued import QueuedStore
-from llmproxy.store.sqlite_file import WAIT, WrongVersion, open_file
+from llmproxy.store.sqlite_file import WAIT, WrongVersion, open_file, shorten_log
 from llmproxy.store.sqlite_meters import Meters, forget, reap
 
 FORGET_EVERY = 60.0  # seconds
+LOOK_EVERY = 5.0  # seconds between two looks at how long the log is
 
 
 class SqliteStore(QueuedStore):
@@ -44,6 +45,7 @@ class _File:
         self._ahead = 0.0
         self._owner = ""
         self._forgot = 0.0
+        self._looked = 0.0
 
     async def carry(self, batch: list[Operation[Any]], *, again: bool) -> list[Result]:
         if again:
@@ -74,6 +76,7 @@ class _File:
                 db.close()
             self._db = None  # whatever it was: begin anew
             raise
+        self._look_at_log(db)
         return results
 
     def _carry(self, db: sqlite3.Connection, batch: list[Operation[Any]]) -> list[Result]:
@@ -112,6 +115,13 @@ class _File:
         if renewed.rowcount == 0:
             self._owner = token_hex(8)
             db.execute("INSERT INTO owners VALUES (?, ?)", (self._owner, now + self._lease))
+
+    def _look_at_log(self, db: sqlite3.Connection) -> None:
+        now = time.monotonic()
+        if now - self._looked > LOOK_EVERY:
+            self._looked = now
+            with suppress(sqlite3.Error, OSError):  # it can wait, and what was done is done
+                shorten_log(db, self._path)
 
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:

@@ -16,6 +16,8 @@ from llmproxy import clock
 VERSION = 1  # of the tables; another one is never touched
 WAIT = 1.0  # seconds for another process that is writing
 BETWEEN = 0.002  # seconds between two tries where SQLite leaves the waiting to us
+LONGEST_LOG = 16 * 2**20  # bytes beside the file; SQLite itself begins anew at 4 MB, if it can
+LOG_WAIT = 0.1  # seconds that all writers wait for somebody who reads, when it is written back
 ANOTHER_START = 60.0  # seconds between two clocks, where the kernel does not name its starts
 
 _TABLES = """
@@ -62,6 +64,21 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
         db.close()
         raise
     return db, ahead
+
+
+def shorten_log(db: sqlite3.Connection, path: Path) -> None:
+    """Write back what stands beside the file, and begin beside it anew, once that is long.
+
+    SQLite does it by itself where there is a moment in which all is written back and nobody
+    writes. Several processes with a slow disk leave none, and the log would grow without end.
+    """
+    if os.stat(f"{path}-wal").st_size <= LONGEST_LOG:
+        return
+    db.execute(f"PRAGMA busy_timeout = {LOG_WAIT * 1000:.0f}")
+    try:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {WAIT * 1000:.0f}")
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
