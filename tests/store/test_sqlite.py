@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
@@ -109,6 +110,38 @@ def test_those_who_make_it_at_the_same_moment_all_get_it(tmp_path: Path) -> None
     with ThreadPoolExecutor(4) as workers:
         for number in range(60):
             list(workers.map(open_with_others, [tmp_path / str(number)] * 4))
+
+
+def backup(path: Path, to: Path) -> None:
+    """Copy a file that is in use."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_removed_is_not_used_any_more(tmp_path: Path, replaced: bool) -> None:
+    """All go on with the file that is there: a key that is revoked there is revoked."""
+    store = SqliteStore(tmp_path / "a")
+    before = await store.take([(SLOTS, 4)])
+    await store.put("name", b"before")
+    backup(tmp_path / "a", tmp_path / "backup")
+    await store.put("name", b"after")
+    for name in ("a", "a-wal", "a-shm"):
+        (tmp_path / name).unlink()
+    if replaced:
+        (tmp_path / "backup").rename(tmp_path / "a")
+    other = SqliteStore(tmp_path / "a")
+
+    assert await other.get("name") == (b"before" if replaced else None)
+    await other.put("name", b"of the new file")
+    assert await store.get("name") == b"of the new file"
+    after = await store.take([(SLOTS, 3)])
+    await store.settle([(SLOTS, 4, 0)], before.owner)
+
+    assert after.owner != before.owner
+    assert (await store.read([SLOTS]))[0].left == 7
+    await store.aclose()
+    await other.aclose()
 
 
 async def test_somebody_who_writes_for_long_is_an_outage(tmp_path: Path) -> None:

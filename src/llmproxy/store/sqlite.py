@@ -5,6 +5,7 @@ before it reads, so what was read is still true when it is written.
 """
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections import Counter
@@ -20,11 +21,20 @@ from llmproxy.store.dispatch import LEASE
 from llmproxy.store.interface import Unavailable
 from llmproxy.store.operations import Nothing, Operation, Read, Result, Settle, Take
 from llmproxy.store.queued import QueuedStore
-from llmproxy.store.sqlite_file import WAIT, WrongVersion, open_file, shorten_log
+from llmproxy.store.sqlite_file import (
+    WAIT,
+    FileId,
+    WrongVersion,
+    file_id,
+    open_file,
+    shorten_log,
+)
 from llmproxy.store.sqlite_meters import Meters, forget, reap
 
 FORGET_EVERY = 60.0  # seconds
 LOOK_EVERY = 5.0  # seconds between two looks at how long the log is
+
+log = logging.getLogger("llmproxy")
 
 
 class SqliteStore(QueuedStore):
@@ -42,6 +52,7 @@ class _File:
         self._lease = lease
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="llmproxy-sqlite")
         self._db: sqlite3.Connection | None = None
+        self._which: FileId | None = None
         self._ahead = 0.0
         self._owner = ""
         self._forgot = 0.0
@@ -124,8 +135,15 @@ class _File:
                 shorten_log(db, self._path)
 
     def _opened(self) -> sqlite3.Connection:
+        if self._db is not None and file_id(self._path) != self._which:
+            # Removed, or replaced by another: whoever opens it from now on uses that one. To stay
+            # with a file that nobody else finds would be to miss each key that is revoked.
+            log.warning("the file of the store is not the one it was: it is opened anew")
+            self._db.close()
+            self._db = None
+            self._owner = ""  # what we hold is in the other file
         if self._db is None:
-            self._db, self._ahead = open_file(self._path)
+            self._db, self._ahead, self._which = open_file(self._path)
         return self._db
 
     def _leave(self) -> None:

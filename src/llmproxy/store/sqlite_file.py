@@ -43,15 +43,32 @@ CREATE INDEX entries_name ON entries (name, place);
 """
 
 
+FileId = tuple[int, int]  # device and inode
+
+
 class WrongVersion(Exception):
     """The file was made by another version of this program, or by another program."""
 
 
-def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
-    """Open it, make it if need be; return it and how far its clock is ahead of the kernel's."""
+def file_id(path: Path) -> FileId | None:
+    """Return which file is there now; None = none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def open_file(path: Path) -> tuple[sqlite3.Connection, float, FileId | None]:
+    """Open it, make it if need be.
+
+    Return it, how far its clock is ahead of the kernel's, and which file it is.
+    """
     with suppress(FileExistsError):
         # Before SQLite does it: there are digests of keys in it, which are nobody else's concern.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    # Before it is opened: if it is replaced meanwhile, the difference will be seen.
+    which = file_id(path)
     db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
     try:
         _write_ahead(db)
@@ -63,7 +80,7 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, float]:
     except BaseException:
         db.close()
         raise
-    return db, ahead
+    return db, ahead, which
 
 
 def shorten_log(db: sqlite3.Connection, path: Path) -> None:
