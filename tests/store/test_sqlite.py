@@ -99,6 +99,42 @@ async def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
     await store.aclose()
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("nowhere", "No such file or directory"),
+        ("a directory", "unable to open database file"),
+        ("something else", "file is not a database"),
+        ("another version", "the file is of another version or of another program"),
+        ("somebody writes", "database is locked"),
+    ],
+)
+async def test_the_log_says_what_is_wrong_with_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, words: str
+) -> None:
+    """Each of these is mended in its own way. The path is not told."""
+    path = tmp_path / ("no" if fault == "nowhere" else "") / "secret"
+    db = sqlite3.connect(":memory:" if fault != "somebody writes" else path, isolation_level=None)
+    if fault == "a directory":
+        path.mkdir()
+    elif fault == "something else":
+        path.write_bytes(b"this is no database" * 99)
+    elif fault == "another version":
+        db.execute("PRAGMA user_version = 2")
+        db.execute("VACUUM INTO ?", (str(path),))
+    elif fault == "somebody writes":
+        db.execute("BEGIN IMMEDIATE")
+    store = SqliteStore(path)
+
+    with pytest.raises(Unavailable):
+        await store.get("name")
+
+    assert f"the store cannot be asked: {words}" in caplog.messages
+    assert "secret" not in caplog.text
+    await store.aclose()
+    db.close()
+
+
 def test_those_who_make_it_at_the_same_moment_all_get_it(tmp_path: Path) -> None:
     """As the workers of one start do; one in seven such starts failed when nobody waited."""
     together = Barrier(4)

@@ -177,9 +177,10 @@ class Dispatcher:
             batch = [each.operation for each in self._under_way]
             results = await self._carrier.carry(batch, again=self._again)
         except Unavailable as exc:
-            self._failed(exc.__cause__ or exc, drop=isinstance(exc, Refused))
+            reason = str(exc) or type(exc.__cause__ or exc).__name__
+            self._failed(reason, drop=isinstance(exc, Refused))
         except Exception as exc:  # a fault of ours, which must not end the only task there is
-            self._failed(exc, drop=True)
+            self._failed(type(exc).__name__, drop=True)
         else:
             self._answered(results, in_time=not watch.rang)
         finally:
@@ -200,8 +201,8 @@ class Dispatcher:
             self.available = True
             log.warning("the store answers again")
 
-    def _failed(self, cause: BaseException, *, drop: bool) -> None:
-        self._unavailable(type(cause).__name__)
+    def _failed(self, reason: str, *, drop: bool) -> None:
+        self._unavailable(reason)
         self._pause_longer()
         if drop:
             self._events["lost"] += _settlements(self._under_way)

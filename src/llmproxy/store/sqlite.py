@@ -67,7 +67,7 @@ class _File:
                 self._thread, self._transact, batch
             )
         except (sqlite3.Error, OSError, WrongVersion) as exc:
-            raise Unavailable from exc
+            raise Unavailable(_reason(exc)) from exc
 
     async def aclose(self) -> None:
         with suppress(sqlite3.Error):
@@ -155,3 +155,8 @@ class _File:
         self._db.execute("COMMIT")
         self._db.close()
         self._db = None
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with the file, without its name: SQLite's words have none."""
+    return (error.strerror or "") if isinstance(error, OSError) else str(error)

@@ -124,7 +124,7 @@ def _provide_tables(db: sqlite3.Connection) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
     elif version != VERSION:
-        raise WrongVersion(f"version {version}")
+        raise WrongVersion("the file is of another version or of another program")
 
 
 def _clock(db: sqlite3.Connection) -> float:
