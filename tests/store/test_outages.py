@@ -4,9 +4,11 @@ import asyncio
 import time
 
 import pytest
+from redis.exceptions import ResponseError
 
 from llmproxy.store.interface import Kind, Meter, Store, Unavailable
 from llmproxy.store.redis import RedisStore
+from llmproxy.store.redis_client import will_pass
 from llmproxy.store.urls import place
 from tests.store.waiting import until, until_available, until_left
 from tests.support.redis_server import RedisServer, redis_running
@@ -238,6 +240,42 @@ async def test_a_server_that_takes_no_writes_cannot_be_asked(
     slots, money = await redis_store.read([SLOTS, MONEY])
     assert (slots.left, money.left) == (2, 7)
     assert redis_store.events["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "go"),
+    [
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    ],
+)
+async def test_what_meets_a_refusal_of_writes_first_is_not_lost(
+    fresh_redis: RedisServer, redis_store: RedisStore, stop: tuple[str, ...], go: tuple[str, ...]
+) -> None:
+    """It may be a settlement that finds out, and its place would be held for good."""
+    grant = await redis_store.take([(SLOTS, 1)])
+    fresh_redis.ask(*stop)
+    await redis_store.settle([(SLOTS, 1, 0)], grant.owner)
+    await until(lambda: is_unavailable(redis_store))
+    fresh_redis.ask(*go)
+
+    await until_left(redis_store, SLOTS, 3)
+    assert redis_store.events["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ("@user_script:1: @user_script: 1: -OOM command not allowed", True),
+        ("@user_script:1: @user_script: 1: -READONLY You can't write against a replica.", True),
+        ("@user_script:1: user_script:1: attempt to call field '?' (a nil value)", False),
+    ],
+)
+def test_a_server_before_7_says_the_same_in_more_words(said: str, passes: bool) -> None:
+    """What a script met there stands behind the place where it met it."""
+    error = ResponseError(f"Error running script (call to f_3d24d762): {said}")
+
+    assert will_pass(error) is passes
 
 
 async def test_a_busy_server_cannot_be_asked(

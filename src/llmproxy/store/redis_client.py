@@ -33,6 +33,9 @@ PASSING = (
 
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
+# How a server before 7 begins when a script has met one of these; it itself comes behind a dash.
+IN_A_SCRIPT, DASH = "Error running script", ": -"
+
 __all__ = ["FAILURES", "NoScriptError", "close", "command", "new_client", "will_pass"]
 
 
@@ -87,5 +90,8 @@ async def close(client: Client) -> None:
 def will_pass(error: Exception) -> bool:
     """Tell whether it may be over the next time: an outage is, a fault of the call is not."""
     if isinstance(error, ResponseError) and not isinstance(error, AuthenticationError):
-        return type(error) is not ResponseError or str(error).startswith(PASSING)
+        said = str(error)
+        if said.startswith(IN_A_SCRIPT):
+            said = said.rpartition(DASH)[2]
+        return type(error) is not ResponseError or said.startswith(PASSING)
     return True
