@@ -55,7 +55,7 @@ def keys(*words: str) -> int:
 
 async def looked_up(url: str, secret: str) -> str | None:
     """Return whose key this is, as a worker would find out."""
-    store = open_store(url)
+    store = open_store(url, patience=5)
     try:
         issued = IssuedKeys(store)
         found = await issued.with_digest(
@@ -67,7 +67,7 @@ async def looked_up(url: str, secret: str) -> str | None:
 
 
 async def audited(url: str) -> list[dict[str, Any]]:
-    store = open_store(url)
+    store = open_store(url, patience=5)
     try:
         return [json.loads(entry) for entry in await store.entries("audit", last=10)]
     finally:

@@ -21,7 +21,7 @@ GREEN = "green:sk-green-8f3KpQz71LmX"
 
 
 async def issue(url: str, *names: str, revoked: bool = False) -> None:
-    store = open_store(url)
+    store = open_store(url, patience=5)
     try:
         issued = IssuedKeys(store)
         for name in names:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import uvloop
 
 from tests.limits.fleet import answers_at_once, burst, fleet
+from tests.server.family import until
 from tests.support.redis_server import redis_running
 
 LIMIT = 40
@@ -39,18 +40,22 @@ class Round(NamedTuple):
 
 
 async def rounds(
-    count: int, *, store: str, workers: int, spare: int = 0
+    count: int, *, store: str, workers: int, spare: int = 0, patient: bool = False
 ) -> AsyncGenerator[Round, None]:
-    """Yield as many rounds, and so many more if they are asked for."""
+    """Yield as many rounds, and so many more if they are asked for.
+
+    Each begins when every worker has its store: one that was left in the last is none of its own.
+    """
     count += spare
     # Each round has a key of its own: a limit that is used up stays so for an hour.
     keys = [f"k{n}:secret-of-round-{n};limits={LIMIT} req/hour" for n in range(count)]
     async with (
-        fleet(answers_at_once, keys=keys, store=store, workers=workers) as running,
+        fleet(answers_at_once, keys=keys, store=store, workers=workers, patient=patient) as running,
         running.crew(CLIENTS) as crew,
     ):
         clients = [client for several in crew for client in several]
         for number in range(count):
+            await until(lambda: not running.away, "every worker has its store")
             before, gave_up = len(running.engine.requests), running.gave_up
             began = time.monotonic()
             statuses = await burst(clients, f"secret-of-round-{number}", WISHES)

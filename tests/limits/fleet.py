@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmproxy.types import Header
-from tests.server.family import READY, asleep, get, workers_of
+from tests.server.family import READY, able_to_import, asleep, get, workers_of
 from tests.support.client import Answer, RawClient, raw_client, request_bytes
 from tests.support.proxy import Proxy, serving
 from tests.support.upstream import Exchange, Script, ScriptedServer, scripted
 
 MODEL = "llama"
+PATIENT = Path(__file__).parent / "patient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,12 @@ class Fleet:
     def gave_up(self) -> int:
         """How often a worker has found the store away, or too slow on a busy machine."""
         return self.log.count("the store cannot be asked")
+
+    @property
+    def away(self) -> bool:
+        """Whether a worker has found the store away, and has not found it again."""
+        limiters = self.log.count("each worker keeps its share")  # which say so as well
+        return self.gave_up - limiters > self.log.count("the store answers again")
 
     @property
     def workers(self) -> dict[str, int]:
@@ -63,14 +71,19 @@ async def fleet(
     keys: Sequence[str] = (),
     store: str = "memory",
     workers: int = 1,
+    patient: bool = True,
     **more: str,
 ) -> AsyncIterator[Fleet]:
-    """Start a proxy with these keys; `more` are settings as the environment has them."""
+    """Start a proxy with these keys; `more` are settings as the environment has them.
+
+    A patient one waits for its Redis for as long as a busy machine may take.
+    """
     settings = {
         "LLMPROXY_WORKERS": str(workers),
         "LLMPROXY_STORE": store,
         **({"LLMPROXY_KEYS": ",".join(keys)} if keys else {}),
         **{f"LLMPROXY_{name.upper()}": value for name, value in more.items()},
+        **(able_to_import(PATIENT) if patient else {}),
     }
     async with (
         scripted(script) as engine,

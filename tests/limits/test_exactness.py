@@ -20,7 +20,9 @@ async def exact_rounds(count: int, store: str, workers: int) -> None:
 
     In such a round each worker rightly goes on with a share, see the outages.
     """
-    async with aclosing(rounds(count, store=store, workers=workers, spare=count)) as found:
+    async with aclosing(
+        rounds(count, store=store, workers=workers, spare=2 * count, patient=True)
+    ) as found:
         async for each in found:
             assert each.exact or each.stalled, each
             count -= not each.stalled

@@ -81,7 +81,7 @@ async def test_a_key_may_be_issued_and_revoked_while_the_proxy_runs(
         exchange.end()
 
     async with (
-        aclosing(RedisStore(place(fresh_redis.url))) as store,
+        aclosing(RedisStore(place(fresh_redis.url), patience=WITHIN)) as store,
         fleet(script, keys=[f"ada:{KEY}"], store=fresh_redis.url, workers=4) as running,
         running.crew(2) as crew,
     ):

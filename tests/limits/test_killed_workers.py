@@ -63,7 +63,7 @@ async def test_permits_of_a_killed_worker_come_back(fresh_redis: RedisServer) ->
         # It came back by the lease, and not at once by chance; how old the lease was when the
         # worker was killed depends on how busy the machine is.
         assert freed[0][0] > LEASE / 4
-        assert freed[-1][0] < LEASE + 1.5
+        assert freed[-1][0] < LEASE + 5.0
         async with running.crew() as again:
             assert {(await ask(each[0], KEY)).status for each in again} == {429}
         stuck.set()
@@ -99,7 +99,7 @@ async def test_tokens_of_a_killed_worker_come_back(
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
         while (answer := await ask(staying[1], KEY, max_tokens=35_000)).status == 429:
-            assert time.monotonic() - killed < LEASE + 1.5
+            assert time.monotonic() - killed < LEASE + 5.0
             await asyncio.sleep(0.05)
 
         assert answer.status == 200

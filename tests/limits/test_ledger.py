@@ -47,7 +47,7 @@ async def nothing_is_held(limiter: Limiter, hammer: Hammer) -> None:
 @asynccontextmanager
 async def asking(url: str) -> AsyncIterator[Limiter]:
     """Look into the store of a proxy that runs elsewhere."""
-    async with aclosing(RedisStore(place(url))) as store:
+    async with aclosing(RedisStore(place(url), patience=SETTLED)) as store:
         yield Limiter(store, store)
 
 

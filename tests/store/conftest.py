@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llmproxy.store import redis, redis_client
 from llmproxy.store.interface import Store
 from llmproxy.store.memory import MemoryStore
 from llmproxy.store.redis import RedisStore
@@ -13,7 +14,7 @@ from llmproxy.store.urls import place
 from tests.support.redis_server import RedisServer
 
 # Seconds that a machine may be too busy to run a server that is not away at all.
-BUSY = 3.0
+BUSY = 10.0
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ async def redis_store(redis_url: str) -> AsyncIterator[RedisStore]:
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
     """One store of each kind: what a test says holds for all of them."""
     made: Store
     if request.param == "memory":
@@ -40,6 +43,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         made = SqliteStore(tmp_path / "store.db")
     else:
         made = RedisStore(place(request.getfixturevalue("redis_url")), patience=BUSY)
+        monkeypatch.setattr(redis, "ANSWER", BUSY)
+        monkeypatch.setattr(redis_client, "CONNECT", BUSY)
     await made.start()
     yield made
     await made.aclose()

@@ -80,12 +80,12 @@ async def test_who_leaves_when_the_answer_is_on_its_way_holds_nothing(store: Sto
 
 async def test_a_store_that_is_closed_has_written_everything(shared_url: str) -> None:
     """What was settled last is there, and what was held is not."""
-    first = open_store(shared_url)
+    first = open_store(shared_url, patience=5)
     grant = await first.take([(SLOTS, 5), (MONEY, 5)])
     await first.take([(SLOTS, 7), (MONEY, 7)])
     await first.settle([(SLOTS, 5, 0), (MONEY, 5, 3)], grant.owner)
     await first.aclose()
-    second = open_store(shared_url)
+    second = open_store(shared_url, patience=5)
     try:
         slots, money = await second.read([SLOTS, MONEY])
         assert (slots.left, money.left) == (1000, 997)
