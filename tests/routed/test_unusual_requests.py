@@ -358,7 +358,18 @@ async def test_a_busy_server_is_no_broken_server(busy: Answering, store: bool) -
     """Also for a request that is not made a second time."""
     body = orjson.dumps({"model": "m", "input": "hi", "store": store})
     request = request_bytes(b"/v1/responses", body=body)
-    async with fleet(busy, busy, retries=0) as (proxy, members):
+    left, all_asked = 30, asyncio.Event()
+
+    async def together(exchange: Exchange, request: Request) -> None:
+        """Answer nobody before everybody has asked: who came later would find both at rest."""
+        nonlocal left
+        left -= 1
+        if not left:
+            all_asked.set()
+        await all_asked.wait()
+        await busy(exchange, request)
+
+    async with fleet(together, together, retries=0) as (proxy, members):
         answers = await asyncio.gather(*(proxy.ask(request) for _ in range(30)))
 
         assert {answer.status for answer in answers} <= {429, 503}

@@ -110,7 +110,7 @@ async def at_rest(proxy: Rig) -> None:
         return found
 
     try:
-        await until(lambda: not left(), "everything was given back", 3.0)
+        await until(lambda: not left(), "everything was given back")
     except AssertionError:
         raise AssertionError(f"this is left: {left()}") from None
 

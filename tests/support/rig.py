@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy.application import LLMProxy
 from llmproxy.logs import Line
+from llmproxy.rate_limit.pressure import Pressure
 from llmproxy.records import Upstream
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.connections import Connections
@@ -82,6 +83,14 @@ class KeptLog:
         return self.lines[number - 1]
 
 
+class NoPressure(Pressure):
+    """Turns nobody away: how busy this machine is, is not what a test of the proxy is about."""
+
+    @property
+    def shedding(self) -> bool:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Rig:
     """A proxy that answers, and what it has written down."""
@@ -135,6 +144,7 @@ async def proxied(*upstreams: Upstream | str, **settings: Any) -> AsyncIterator[
     if not routed:
         settings.setdefault("middleware", UNROUTED)
     app = LLMProxy(Settings(upstreams=configured, **settings), access_log=log)
+    app.pressure = NoPressure()
     clocks = app.settings.clocks
     bounds = Bounds(body_timeout=clocks.body, write_timeout=clocks.write)
     ours = _connection is not Connection.UVICORN
