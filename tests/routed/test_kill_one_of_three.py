@@ -26,6 +26,7 @@ from tests.support.rig import Rig
 from tests.support.upstream import Exchange, Request
 
 STREAMS = 200
+WHILE_OTHERS_COME = 60.0  # seconds that a stream may stand still until all are where it is
 WORDS = 24  # of each text
 STOPS = (8, 16)  # words after which every server waits until it may go on
 SILENT_BEFORE = 40  # streams that get their first word only after the first stop
@@ -95,6 +96,7 @@ class Streams:
             stream_options={"include_usage": True},
         )
         async with self.proxy.client() as client:
+            client.waits = WHILE_OTHERS_COME
             client.send(request)
             self.heads[number] = await client.head()
             async for frame in client.chunks():
@@ -106,7 +108,7 @@ class Streams:
         await until(
             lambda: all(f"{n}:{word}".encode() in self.bodies[n] for n in streams),
             f"every stream came to word {word}",
-            30,
+            WHILE_OTHERS_COME,
         )
 
 
@@ -124,6 +126,7 @@ async def streams(preset: str) -> AsyncIterator[tuple[Streams, list[Member], Eng
             await until(
                 lambda: sum(len(each.asked) for each in members) == STREAMS,
                 "the silent ones were asked for, too",
+                WHILE_OTHERS_COME,
             )
             yield running, members, engines
         await at_rest(proxy)

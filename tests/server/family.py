@@ -167,7 +167,7 @@ async def two_workers(engine: Engine, **settings: str) -> AsyncIterator[Proxy]:
 
 async def replaced(process: Process, times: int = 1) -> None:
     """Wait until as many replacements are over."""
-    await until(lambda: process.stderr.count(REPLACED) >= times, f"{times} replacements", 18.0)
+    await until(lambda: process.stderr.count(REPLACED) >= times, f"{times} replacements", 30.0)
 
 
 def able_to_import(directory: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from llmproxy.store.interface import Meter, Store, Unavailable
 
-PATIENCE = 8.0  # seconds
+PATIENCE = 20.0  # seconds
 POLL = 0.005  # seconds
 
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from tests.support.client import raw_client, request_bytes
 from tests.support.wire import PeerLeft, patience
 
-START = 20.0  # seconds that a server may take to answer its first request
-STOP = 15.0  # seconds that it may take to leave after SIGTERM
+START = 30.0  # seconds that a server may take to answer its first request
+STOP = 25.0  # seconds that it may take to leave after SIGTERM
 POLL = 0.02  # seconds
 
 

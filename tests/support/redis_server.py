@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from tests.support.ports import free_port
 
-PATIENCE = 10.0  # seconds; a start takes some 20 ms
+PATIENCE = 20.0  # seconds; a start takes some 20 ms
 POLL = 0.005  # seconds
 ATTEMPTS = 3  # ports to try: somebody else may bind one between our look and the start
 

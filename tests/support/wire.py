@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-PATIENCE = 10.0  # seconds; far more than anything here takes, on however busy a machine
+PATIENCE = 20.0  # seconds; far more than anything here takes, on however busy a machine
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # l_onoff, l_linger
 
 
@@ -43,6 +43,7 @@ class Wire(asyncio.Protocol):
         self.read_bytes = 0
         self.sent_bytes = 0
         self.keep_reads = True
+        self.waits = PATIENCE  # seconds for the peer to say or do something
         self.ended = False  # the peer will send nothing more
         self.lost = False  # the socket is gone
         self.lost_by: Exception | None = None
@@ -208,7 +209,7 @@ class Wire(asyncio.Protocol):
 
     async def _something(self) -> None:
         self._news.clear()
-        async with patience("the peer said or did something"):
+        async with patience("the peer said or did something", self.waits):
             await self._news.wait()
 
     def _more_expected(self) -> None:
