@@ -265,13 +265,13 @@ async def test_a_slow_upload_is_not_given_up(connection: Connection) -> None:
         pytest.skip("our own server asks for a rate as well; its tests say which")
     async with (
         scripted(ECHO) as engine,
-        proxied(engine.upstream, timeout_body=0.4) as proxy,
+        proxied(engine.upstream, timeout_body=1.0) as proxy,
         proxy.client() as client,
     ):
         client.send(chunked_head(content_type=b"audio/wav"))
         for _ in range(4):
             say(client, b"slow")
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.35)
         client.send(b"0\r\n\r\n")
         answer = await client.answer()
 

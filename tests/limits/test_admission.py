@@ -107,7 +107,7 @@ async def test_nobody_waits_in_vain() -> None:
         too_long, too_late = await asyncio.gather(
             timed(second), timed(third, headers=[(b"x-llmproxy-timeout", b"0.2")])
         )
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         engine.finish()
         assert (await first.answer()).status == 200
 

@@ -46,7 +46,7 @@ def _after_a_comment(then: Callable[[Exchange], None]) -> Answering:
 
     async def answer(exchange: Exchange, request: Request) -> None:
         exchange.begin()
-        await asyncio.sleep(3 * SOON)  # longer than the proxy leaves a client in silence
+        await asyncio.sleep(10 * SOON)  # longer than the proxy leaves a client in silence
         then(exchange)
         await exchange.closed()
 

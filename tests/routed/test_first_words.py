@@ -70,12 +70,12 @@ async def test_after_the_first_token_there_is_time(first: bytes, rescue: str) ->
         exchange.end()
 
     async with fleet(
-        answering, answering, first_token_limit=0.1, timeout_idle=5, rescue=rescue
+        answering, answering, first_token_limit=0.3, timeout_idle=5, rescue=rescue
     ) as (proxy, (a, b)):
         async with proxy.client() as client:
             client.send(chat(stream=True))
             await client.until(first)
-            await asyncio.sleep(0.2)  # twice the limit
+            await asyncio.sleep(0.6)  # twice the limit
             go_on.set()
             await client.until(b"[DONE]")
 

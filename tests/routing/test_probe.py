@@ -184,7 +184,7 @@ async def test_silence_ends_in_time(said: bytes) -> None:
         found = await look(server.upstream, within=0.2)
 
     assert (found.ok, found.detail) == (False, "no answer within 0.2 s")
-    assert found.seconds < 1.5
+    assert found.seconds < 5
 
 
 async def test_a_drip_is_no_answer() -> None:

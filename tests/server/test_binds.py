@@ -127,4 +127,4 @@ async def test_the_basics_hold(
     assert refused.status == 400
     assert too_large.status == 413
     assert asked == 2
-    assert took < 1
+    assert took < 5

@@ -15,7 +15,7 @@ from tests.support.rig import proxied
 from tests.support.upstream import json_answer, scripted
 
 SHORT = 0.3  # seconds, for whichever clock a test is about
-LATE = 2.0  # seconds by which it must have been noticed, on a busy machine too
+LATE = 5.0  # seconds by which it must have been noticed, on a busy machine too
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
 
 
@@ -66,10 +66,10 @@ async def test_a_head_that_drips_is_given_up() -> None:
 @pytest.mark.parametrize("first", [GET, HEAD + b"x" * 1000], ids=["get", "post"])
 async def test_a_later_head_has_a_clock_of_its_own(first: bytes) -> None:
     """It began with its first byte, also behind a request that came at once."""
-    async with asking(hello(), head_timeout=SHORT) as client:
+    async with asking(hello(), head_timeout=1.0) as client:
         client.send(first)
         await client.answer()
-        await asyncio.sleep(SHORT + 0.1)
+        await asyncio.sleep(1.1)
         client.send(GET[:5])
         await asyncio.sleep(0.05)
         client.send(GET[5:])
@@ -80,13 +80,13 @@ async def test_a_later_head_has_a_clock_of_its_own(first: bytes) -> None:
 
 async def test_waiting_before_the_first_byte_counts() -> None:
     """A connection that comes early gets no more time for its head."""
-    async with asking(hello(), head_timeout=0.8) as client:
+    async with asking(hello(), head_timeout=1.6) as client:
         began = now()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.3)
         client.send(b"GET")
         await client.head()
 
-    assert now() - began < 0.8 + 0.5
+    assert now() - began < 1.6 + 1.3
 
 
 async def test_a_client_that_says_nothing_is_closed() -> None:

@@ -15,7 +15,7 @@ from tests.support.rig import proxied
 from tests.support.streams import CHAT
 from tests.support.upstream import Exchange, Script, scripted
 
-SOON = 1.0  # seconds
+SOON = 5.0  # seconds; every clock of ours is far longer
 LARGE = b'{"stream":true,"x":"' + b"x" * 300_000 + b'"}'
 
 
@@ -211,5 +211,5 @@ async def test_five_hundred_leave_at_once() -> None:
         took = loop.time() - began
         alive = await still_serves(proxy.port)
 
-    assert took < 3 * SOON
+    assert took < 2 * SOON
     assert alive

@@ -142,7 +142,7 @@ async def test_a_reader_who_stands_still_does_not_hold_the_end_up() -> None:
         client.go_on_reading()
         await client.closed()
 
-    assert lasted < 4.0
+    assert lasted < 15.0
     assert client.was_reset  # half an answer must not look like the whole of it
     assert '"outcome":"stopped"' in proxy.process.stdout
 
@@ -160,7 +160,7 @@ async def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
         assert await proxy.process.finished() == 0
         lasted = time.monotonic() - told_at
 
-    assert lasted < 4.0
+    assert lasted < 15.0
     assert all(judge(CHAT, CHAT.events[0] + rest).error for rest in rests)
     assert proxy.process.stdout.count('"outcome":"stopped"') == 2
 

@@ -14,7 +14,7 @@ from tests.store.taker import PROVISIONAL, meter, opened
 from tests.store.waiting import until_left
 from tests.support.wire import patience
 
-LEASE = 0.6  # seconds
+LEASE = 1.5  # seconds; a busy machine may hold us up for a part of it
 LIMIT = 100
 ALL = ",".join((*(kind.value for kind in Kind), PROVISIONAL))
 
@@ -96,7 +96,7 @@ async def test_what_a_killed_process_held_comes_back(shared_url: str) -> None:
         began = asyncio.get_running_loop().time()
         await until_left(store, SLOTS, 70)
 
-        assert asyncio.get_running_loop().time() - began < LEASE + 0.5
+        assert asyncio.get_running_loop().time() - began < 2 * LEASE
         assert await left(store) == [70, 70, 70]
 
 

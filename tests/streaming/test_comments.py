@@ -171,7 +171,7 @@ async def test_comments_do_not_make_a_dead_engine_live() -> None:
         await exchange.closed()
 
     async with scripted(script) as engine:
-        settings = {"keepalive_comments": PERIOD, "timeout_idle": 4 * PERIOD}
+        settings = {"keepalive_comments": 0.2, "timeout_idle": 0.8}
         async with proxied(engine.upstream, **settings) as proxy:
             answer, complete = await proxy.asked(CHAT.request)
 
@@ -189,7 +189,7 @@ async def test_comments_do_not_renew_the_clock_of_the_first_byte() -> None:
         await exchange.closed()
 
     async with scripted(script) as engine:
-        settings = {"keepalive_comments": PERIOD, "timeout_first_byte": 4 * PERIOD}
+        settings = {"keepalive_comments": 0.2, "timeout_first_byte": 0.8}
         async with proxied(engine.upstream, **settings) as proxy:
             answer, complete = await proxy.asked(CHAT.request)
 

@@ -63,13 +63,13 @@ async def test_an_engine_that_only_sends_a_head_is_cut() -> None:
 
     async def script(exchange: Exchange) -> None:
         await exchange.request()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         exchange.begin()
         await exchange.closed()
 
     async with (
         scripted(script) as engine,
-        proxied(engine.upstream, timeout_first_byte=0.4) as proxy,
+        proxied(engine.upstream, timeout_first_byte=0.8) as proxy,
     ):
         answer = await proxy.ask(CHAT.request)
         line = await proxy.log.line()
@@ -77,7 +77,7 @@ async def test_an_engine_that_only_sends_a_head_is_cut() -> None:
 
     assert answer.status == 504
     assert json.loads(answer.body)["error"]["code"] == "upstream_timeout"
-    assert 390 <= line["duration_ms"] < 690  # not counted anew from the head
+    assert 790 <= line["duration_ms"] < 1490  # not counted anew from the head
 
 
 async def test_nothing_is_sent_before_the_first_byte() -> None:
@@ -115,10 +115,10 @@ async def test_silence_between_tokens_is_cut_at_the_idle_limit() -> None:
         exchange.begin()
         for event in CHAT.events:
             exchange.chunk(event)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.4)
         await exchange.closed()
 
-    async with scripted(script) as engine, proxied(engine.upstream, timeout_idle=0.5) as proxy:
+    async with scripted(script) as engine, proxied(engine.upstream, timeout_idle=1.0) as proxy:
         answer, complete = await proxy.asked(CHAT.request)
         line = await proxy.log.line()
         await engine.abandoned()
@@ -126,7 +126,7 @@ async def test_silence_between_tokens_is_cut_at_the_idle_limit() -> None:
     assert answer.body.startswith(b"".join(CHAT.events))
     assert b'"code":"upstream_timeout"' in answer.body
     assert not complete
-    assert line["duration_ms"] >= 850
+    assert line["duration_ms"] >= 1700
 
 
 async def test_silence_in_an_ordinary_answer_is_cut_as_well() -> None:

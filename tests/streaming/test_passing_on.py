@@ -165,7 +165,7 @@ async def test_the_time_of_the_whole_is_kept_while_pieces_flow() -> None:
         line = await proxy.log.line()
 
     assert not complete
-    assert 0.25 < took < 2
+    assert 0.25 < took < 5
     assert b"event: error" in answer.body or b'"error"' in answer.body
     assert b"not complete within the time" in answer.body
     assert line["code"] == "upstream_timeout"

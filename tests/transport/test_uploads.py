@@ -262,13 +262,13 @@ async def test_the_server_has_its_whole_time(connect: Connect) -> None:
 
     async def script(exchange: Exchange) -> None:
         await exchange.request()
-        await asyncio.sleep(0.2)  # less than the clock
+        await asyncio.sleep(0.4)  # less than the clock
         exchange.json({})
 
     async with scripted(script) as server:
-        asking = asyncio.create_task(ask(connect(server), upload(pieces), answer=0.4))
+        asking = asyncio.create_task(ask(connect(server), upload(pieces), answer=0.8))
         await server.reached()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         pieces.end()
 
         assert (await asking).status == 200

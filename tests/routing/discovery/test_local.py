@@ -180,7 +180,7 @@ async def test_all_are_asked_at_the_same_time_and_not_for_long() -> None:
         took = asyncio.get_running_loop().time() - began
 
     assert found == [LocalServer("vllm", servers[-1].address[1], 2)]
-    assert took < 2 * local.WITHIN
+    assert took < 4 * local.WITHIN
 
 
 def test_the_well_known_ports() -> None:
