@@ -187,6 +187,12 @@ class Principal:
     priority: int = 0  # the highest class it may ask for; higher goes first
     max_tokens: int | None = None  # the most that one answer may have
     expires: float | None = None  # seconds since 1970
+    # Whether what it may do depends on what stands in a body: asked for by every request.
+    bound: bool = field(init=False, repr=False, compare=False, default=False)
+
+    def __post_init__(self) -> None:
+        bound = self.method == "hmac" or bool(self.models) or self.max_tokens is not None
+        object.__setattr__(self, "bound", bound)
 
 
 class Usage(NamedTuple):  # for the same reason

@@ -147,3 +147,22 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="larger than"):
         load_keys(str(path), fields=FIELDS, environ={})
+
+
+async def test_who_comes_again_is_asked_for_when_the_file_may_have_changed(
+    tmp_path: Path, passing: Time
+) -> None:
+    """A key that was taken out of it is not known for longer than it would be found."""
+    path = tmp_path / "keys"
+    path.write_text(f"alice:{ALICE}")
+    keyring = ring(path)
+    assert await named(keyring) == ["alice"]
+    known = keyring.known(ALICE.encode())
+    assert keyring.again(known, None) is not None
+
+    path.write_text(f"bob:{BOB}")
+    passing.passes(1)
+    assert keyring.again(known, None) is None
+    passing.passes(4)
+    assert await named(keyring) == ["bob"]
+    assert keyring.again(known, None) is None

@@ -5,7 +5,7 @@ parts the tokens if there are any, everything else the keys. A client certificat
 no credential was sent. All that fails, fails in the same words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from llmproxy.auth.certificates import Certificates
@@ -42,6 +42,9 @@ class TokenCheck(Protocol):
         """Let go of everything."""
 
 
+Again = Callable[[Known, str | None], Principal | None]
+
+
 class Authenticator:
     """Asks those who can know. Whoever is not given is not a method of this deployment."""
 
@@ -57,6 +60,8 @@ class Authenticator:
         self._tokens = tokens
         self._signatures = signatures
         self._certificates = certificates
+        self.again: Again = keyring.again if keyring is not None else _nobody
+        """Tells who comes again with the same headers; None when that has to be asked anew."""
 
     async def authenticate(self, call: Call) -> Principal:
         """Return who is calling; raise when nobody does who may."""
@@ -90,13 +95,6 @@ class Authenticator:
             return None
         return self._keyring.known(credential[1])
 
-    def again(self, known: Known, client: str | None) -> Principal | None:
-        """Return who comes again with the same headers; None when that has to be asked anew."""
-        principal = self._keyring.again(known) if self._keyring is not None else None
-        if principal is not None and principal.networks:
-            check_address(principal, client)
-        return principal
-
     async def role(self, call: Call) -> Role | None:
         """Return the role of whoever is calling; None for nobody who may.
 
@@ -123,3 +121,7 @@ class Authenticator:
             await self._keyring.aclose()
         if self._tokens is not None:
             await self._tokens.aclose()
+
+
+def _nobody(known: Known, client: str | None) -> None:
+    """Stand for a keyring where there is none."""

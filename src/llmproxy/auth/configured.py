@@ -45,6 +45,8 @@ class ConfiguredKeys:
         self._admin = sha256_of(admin_key.encode()) if admin_key else None
         self._certificates = certificates
         self._found: Mapping[bytes, tuple[bytes, Principal]] = {}
+        self.lasting: Mapping[bytes, Principal] = {}
+        """By digest, those whose key has no end."""
         self._signing: Mapping[str, SigningKey] = {}
         self.replace(entries)
 
@@ -65,6 +67,7 @@ class ConfiguredKeys:
             digest = digest_of(sha256, self._digest_key)
             found[digest] = (digest, principal)
         self._found = found
+        self.lasting = {digest: who for digest, who in found.values() if who.expires is None}
         self._signing = {
             e.principal.name: SigningKey(
                 replace(e.principal, method="hmac"),
@@ -107,10 +110,7 @@ class ConfiguredKeys:
     def again(self, digest: bytes) -> Principal | None:
         """Return the same for a digest that was ours to begin with: nobody has sent it."""
         found = self._found.get(digest)
-        if found is None:
-            return None
-        principal = found[1]
-        return principal if principal.expires is None else self._valid(principal)
+        return self._valid(found[1]) if found is not None else None
 
     def _valid(self, principal: Principal) -> Principal | None:
         if principal.expires is not None and clock.wall() >= principal.expires:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from llmproxy.auth.configured import ConfiguredKeys, SigningKey
 from llmproxy.auth.directory import Directory
 from llmproxy.auth.key_file import KeyFile
+from llmproxy.auth.permissions import check_address
 from llmproxy.auth.secrets import could_be_issued, sha256_of
 from llmproxy.records import Principal
 
@@ -50,10 +51,19 @@ class Keyring:
             issued = self._issued.digest(sha256)
         return Known(self._configured.digest(sha256), issued)
 
-    def again(self, known: Known) -> Principal | None:
-        """Return whose key this is; None when that has to be found out, or it is nobody's."""
+    def again(self, known: Known, client: str | None) -> Principal | None:
+        """Return whose key this is; None when that has to be found out, or it is nobody's.
+
+        Raises when the caller may not call from where it does.
+        """
         if self._file is not None and not self._file.fresh:
             return None
+        principal = self._configured.lasting.get(known.configured) or self._with_end(known)
+        if principal is not None and principal.networks:
+            check_address(principal, client)
+        return principal
+
+    def _with_end(self, known: Known) -> Principal | None:
         principal = self._configured.again(known.configured)
         if principal is None and self._issued is not None and known.issued is not None:
             principal = self._issued.at_hand(known.issued)

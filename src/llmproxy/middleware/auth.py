@@ -78,15 +78,14 @@ class PermissionMiddleware:
 
         ctx = get_context(scope)
         principal = ctx.principal
-        if principal is not None:
+        if principal is not None and principal.bound:
             if principal.method == "hmac":
                 check_content(ctx.fields, ctx.body)
-            if principal.models or principal.max_tokens is not None:
-                endpoint = present(ctx.endpoint, "endpoint")
-                check_model(principal, present(ctx.path, "path"), ctx.inference, ctx.body)
-                check_length(principal, endpoint, ctx.inference)
-                if principal.models and ctx.path in LISTS:
-                    send = ListFilter(principal, send).send
+            endpoint = present(ctx.endpoint, "endpoint")
+            check_model(principal, present(ctx.path, "path"), ctx.inference, ctx.body)
+            check_length(principal, endpoint, ctx.inference)
+            if principal.models and ctx.path in LISTS:
+                send = ListFilter(principal, send).send
         return self.app(scope, receive, send)
 
 

@@ -130,7 +130,8 @@ class Exchange(Writer):
 
     def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
         """Return what was noted about these headers, when this connection repeats them."""
-        return self._memory.notes(headers) if self._memory is not None else None
+        memory = self._memory
+        return memory.notes if memory is not None and memory.headers == headers else None
 
     def take_body(self) -> bytes | None:
         if not self.body_complete or self.late or self._body_taken or len(self._pieces) != 1:

@@ -26,16 +26,17 @@ _LENGTH_LINE = re.compile(rb"\r\ncontent-length: ([0-9]{1,18})\r\n", re.IGNORECA
 class HeadMemory:
     """One head: the bytes around its length, and what was found of it."""
 
-    __slots__ = ("_after", "_before", "_found", "_headers", "_notes", "_place", "method")
+    __slots__ = ("_after", "_before", "_found", "_place", "headers", "method", "notes")
 
     def __init__(self) -> None:
         self._before = b""
         self._after = b""
         self.method = b""
         self._found: Head | None = None
-        self._headers: list[Header] = []
+        self.headers: list[Header] = []
         self._place = 0  # of the length among them
-        self._notes: dict[Any, Any] = {}
+        self.notes: dict[Any, Any] = {}
+        """What others have noted about a head with these very headers."""
 
     def learn(self, raw: bytes, method: bytes, head: Head, longest: int) -> None:
         """Remember a head that was accepted; `raw` begins with it."""
@@ -52,9 +53,9 @@ class HeadMemory:
         self._before = raw[: line.start(1)]
         self._after = raw[line.end(1) : end]
         self.method = method
-        self._headers = list(head.headers)
+        self.headers = list(head.headers)
         self._place = names.index(b"content-length")
-        self._notes = {}
+        self.notes = {}
         self._found = head
 
     def recall(self, data: bytes) -> Recalled | None:
@@ -67,12 +68,8 @@ class HeadMemory:
         length = data[start:end]
         if end < 0 or not length.isdigit() or not data.startswith(self._after, end):
             return None
-        self._headers[self._place] = (b"content-length", length)
-        headers = self._headers.copy()  # a layer may change the list that it is given
+        self.headers[self._place] = (b"content-length", length)
+        headers = self.headers.copy()  # a layer may change the list that it is given
         path, query, _, _, keep_alive, expects_continue, old = found
         head = _new(Head, (path, query, headers, int(length), keep_alive, expects_continue, old))
         return head, end + len(self._after)
-
-    def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
-        """Return what others have noted about this head; None when these are not its headers."""
-        return self._notes if headers == self._headers else None
