@@ -303,6 +303,33 @@ async def test_no_permit_is_lost_to_a_cancellation(slow: bool) -> None:
     assert min(ended.values()) > 20
 
 
+@pytest.mark.parametrize("ends", ["well", "before the head", "half way", "cancelled"])
+async def test_a_place_comes_back_however_a_request_ends(ends: str) -> None:
+    """Also where nothing but limits is met, which is the usual case and has a way of its own."""
+    made = limiter("8 concurrent", "")
+    began = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await left(made) == [7]
+        if ends == "before the head":
+            raise UpstreamBroken("gpu1 is away.")
+        await send(HEAD)
+        began.set()
+        if ends == "cancelled":
+            await asyncio.Event().wait()
+        if ends == "half way":
+            raise UpstreamBroken("gpu1 broke off.")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    request = asyncio.create_task(through(made, app, ctx=context(tap=Counted(0, Usage()))))
+    if ends == "cancelled":
+        await began.wait()
+        request.cancel()
+    await asyncio.wait([request])
+
+    assert await left(made) == [8]
+
+
 async def test_who_is_not_known_is_limited_by_address() -> None:
     """Where nobody is asked for a key."""
     made = limiter("1 req/day", "")

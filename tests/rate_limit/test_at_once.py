@@ -62,6 +62,16 @@ def limiter(
     return Limiter(store, store, limits=limits(text), budgets=budgets(budget), at_once=at_once)
 
 
+def settle(
+    made: Limiter, held: Reservation | Ticket, usage: Usage | None, seen: Seen | None = None
+) -> None:
+    """Settle what was reserved at once, whichever way it went."""
+    if isinstance(held, Ticket):
+        made.settle_ticket(held, usage, seen)
+    else:
+        made.settle_now(held, usage, seen)
+
+
 @given(calls=CALLS)
 async def test_the_short_way_decides_what_the_long_one_does(calls: list[Any]) -> None:
     """Who is let in, what it is told of its limits or why it is not, and what is charged."""
@@ -71,7 +81,7 @@ async def test_the_short_way_decides_what_the_long_one_does(calls: list[Any]) ->
         if isinstance(call, Usage) or call is None:
             if held:
                 ours, theirs = held.pop()
-                short.settle_now(ours, call, Seen())
+                settle(short, ours, call, Seen())
                 await long.settle(theirs, call, Seen())
             continue
         principal, endpoint, model, most = call
@@ -130,9 +140,8 @@ def test_addresses_that_come_once_are_forgotten() -> None:
     asked = InferenceRequest(model="llama")
     for number in range(5000):
         clock.now += 0.1
-        made.settle_now(
-            made.reserve_now(None, f"10.0.{number // 256}.{number % 256}", CHAT, asked), Usage()
-        )
+        address = f"10.0.{number // 256}.{number % 256}"
+        settle(made, made.reserve_now(None, address, CHAT, asked), Usage())
 
     assert isinstance(made.at_once, MemoryStore)
     assert len(made.at_once._counters.rates) < 1000

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from llmproxy.headers import of_lines
 from llmproxy.rate_limit.openai_headers import (
     LONGEST,
-    Standing,
     duration,
     filled_in,
     form,
     retry_headers,
 )
-from llmproxy.rate_limit.refusals import Told
 from llmproxy.types import Header
 
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -80,12 +78,5 @@ def test_requests_and_tokens_have_their_own_names() -> None:
     ]
 
 
-@given(st.floats(0, 2))
-def test_short_times_are_told_like_long_ones(seconds: float) -> None:
-    """Those below a second are written beforehand."""
-    assert told("req", 60.0, 1, seconds)[2][1] == duration(seconds)
-
-
 def told(unit: str, limit: float, left: float, resets_in: float) -> list[Header]:
-    standing: Standing = Told(limit, left, resets_in)
-    return of_lines(filled_in(form([unit]), [standing]))
+    return of_lines(filled_in(form(unit, limit), left, resets_in))

@@ -36,42 +36,40 @@ class RateLimitMiddleware:
         endpoint, asked = ctx.endpoint, ctx.inference
         if endpoint is None or asked is None:
             raise missing("endpoint" if endpoint is None else "inference")
-        at_once = limiter.at_once is not None
-        reservation = (
-            limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
-            if at_once
-            else await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
-        )
-        ctx.limit_lines = reservation.head_lines
+        held: Reservation | Ticket
+        if limiter.at_once is not None:
+            held = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
+        else:
+            held = await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
+        ctx.limit_lines = held.head_lines
+        if held.plan.cut and isinstance(held, Reservation):
+            send = self._asking(ctx, held, send)
         left = False
         try:
-            if reservation.cut and isinstance(reservation, Reservation):
-                send = self._asking(ctx, reservation, send)
             await self.app(scope, receive, send)
         except (asyncio.CancelledError, ClientGone):
             left = True
             raise
         finally:
-            plan = reservation.plan
-            if plan.lines:
-                usage = None
-                try:
-                    if plan.counts:
-                        tap, status = ctx.tap, ctx.status
-                        if left or tap is None or status is None or status >= 400:
-                            usage = self._usage(ctx, reservation, left)
-                        else:
-                            usage = tap.usage("counted")
-                finally:  # whatever an answer has in it: what is held must be given back
-                    if at_once:
-                        # Nothing in it waits, so nothing can interrupt it.
-                        limiter.settle_now(reservation, usage, ctx.tap, ctx.answering_model)
-                    else:
-                        assert isinstance(reservation, Reservation)
-                        settled = limiter.settle(
-                            reservation, usage, ctx.tap, ctx.answering_model
-                        )
-                        await finish(settled, within=SETTLE_WITHIN)
+            tap, status, usage = ctx.tap, ctx.status, None
+            try:
+                if left or tap is None or status is None or status >= 400:
+                    usage = self._usage(ctx, held, left)
+                else:
+                    usage = tap.usage("counted")
+            finally:  # whatever an answer has in it: what is held must be given back
+                if isinstance(held, Ticket):
+                    # Nothing in it waits, so nothing can interrupt it.
+                    limiter.settle_ticket(held, usage, tap)
+                elif held.plan.lines:
+                    await self._settle(ctx, held, usage)
+
+    async def _settle(self, ctx: RequestContext, held: Reservation, usage: Usage | None) -> None:
+        limiter, model = self.limiter, ctx.answering_model
+        if limiter.at_once is not None:
+            limiter.settle_now(held, usage, ctx.tap, model)
+        else:
+            await finish(limiter.settle(held, usage, ctx.tap, model), within=SETTLE_WITHIN)
 
     def _usage(
         self, ctx: RequestContext, reservation: Reservation | Ticket, left: bool

@@ -43,12 +43,21 @@ class Seen(Protocol):
 class Estimate(NamedTuple):
     """What one request is expected to take."""
 
-    prompt: float  # tokens, most likely
-    dense: float  # tokens, if the prompt is of the densest kind
-    output: float  # tokens
+    tokens: float  # prompt and output, most likely
+    output: float  # of these
     longest: float  # tokens of output that are possible at all
     stated: bool  # the caller has set the output's limit itself
     prompt_bytes: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens, most likely."""
+        return -(-self.prompt_bytes // USUAL)
+
+    @property
+    def dense(self) -> int:
+        """Tokens, if the prompt is of the densest kind."""
+        return -(-self.prompt_bytes // DENSE)
 
     @property
     def sure_output(self) -> float:
@@ -57,16 +66,16 @@ class Estimate(NamedTuple):
 
     def read(self) -> Usage:
         """Return the cost of a prompt that was read, and of nothing that was written."""
-        return Usage(prompt=int(self.prompt), estimated=True)
+        return Usage(prompt=self.prompt, estimated=True)
 
     def believed(self, usage: Usage, seen: Seen | None = None) -> Usage:
         """Return what is charged of a usage that was reported."""
         prompt, completion = usage.prompt, usage.completion
-        possible = 0 <= prompt <= LONGEST_PROMPT or 0 <= prompt <= self.prompt_bytes
-        if possible and 0 <= completion <= self.longest:
+        if 0 <= prompt <= LONGEST_PROMPT and 0 <= completion <= self.longest:
             return usage
+        possible = 0 <= prompt <= max(LONGEST_PROMPT, self.prompt_bytes)
         counted = seen.tokens_so_far if seen is not None else 0
-        prompt = max(prompt, 0) if possible or prompt < 0 else int(self.prompt)
+        prompt = max(prompt, 0) if possible or prompt < 0 else self.prompt
         if completion > self.longest:
             # A limit that the model server did not keep is no reason to give tokens away.
             completion = int(max(self.output, min(counted, completion)))
@@ -98,21 +107,19 @@ class Estimator:
     def estimate(self, who: str, endpoint: Endpoint, asked: InferenceRequest) -> Estimate:
         """Return what a request will most likely take."""
         name, size = endpoint.name, asked.prompt_bytes
+        prompt = -(-size // USUAL)
         # Of an engine's own paths nobody says which of them write: those that are given a body.
         if name not in WRITING and (name != "native" or not size):
             if name not in READING:
                 return NOTHING
-            most = LONGEST_OUTPUT if name in MAKING else 0
-            return Estimate(-(-size // USUAL), -(-size // DENSE), 0, most, False, size)
-        # Of whatever type the caller has chosen.
-        choices: object = asked.choices
-        said: object = asked.max_tokens
-        count = 1 if choices == 1 else _count(choices) or 1
+            return Estimate(prompt, 0, LONGEST_OUTPUT if name in MAKING else 0, False, size)
+        said: object = asked.max_tokens  # of whatever type the caller has chosen
+        if type(said) is int and 0 < said <= MOST and asked.choices == 1:
+            return _new(Estimate, (prompt + said, said, said, True, size))
+        count = _count(asked.choices) or 1
         if type(said) is int and said > 0:
-            output: float = said if count == 1 and said <= MOST else min(said * count, MOST)
-            return _new(
-                Estimate, (-(-size // USUAL), -(-size // DENSE), output, output, True, size)
-            )
+            output: float = min(said * count, MOST)
+            return Estimate(prompt + output, output, output, True, size)
         # Not a number that every engine reads alike: the larger of the two is reserved.
         limit = _count(said)
         usual = self.usual(who, asked.model)
@@ -120,7 +127,7 @@ class Estimator:
         longest: float = LONGEST_OUTPUT * count
         if output > longest or longest > MOST:
             output, longest = min(output, MOST), min(max(output, longest), MOST)
-        return Estimate(-(-size // USUAL), -(-size // DENSE), output, longest, False, size)
+        return Estimate(prompt + output, output, longest, False, size)
 
     def usual(self, who: str, model: str | None) -> float:
         """Return how long one answer is expected to be: seldom longer, often shorter."""
@@ -143,7 +150,7 @@ class Estimator:
             self._habits.move_to_end(name)
 
 
-NOTHING = Estimate(0.0, 0.0, 0.0, LONGEST_OUTPUT, False, 0)
+NOTHING = Estimate(0, 0, LONGEST_OUTPUT, False, 0)
 
 
 def _count(given: object) -> int:

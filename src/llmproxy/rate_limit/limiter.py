@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from llmproxy import clock
 from llmproxy.errors import StoreUnavailable
 from llmproxy.rate_limit.estimate import NOTHING, Estimator, Seen
-from llmproxy.rate_limit.openai_headers import BUDGET_REACHED, filled_in
+from llmproxy.rate_limit.openai_headers import BUDGET_REACHED
 from llmproxy.rate_limit.plans import Line, Plan, Plans
 from llmproxy.rate_limit.refusals import cut_short, refusal, standing
 from llmproxy.rate_limit.reservation import Price, Reservation, Ticket, Wanted
@@ -149,12 +149,10 @@ class Limiter:
             estimate = NOTHING
             if plan.counts:
                 estimate = self._estimator.estimate(plan.subject, endpoint, asked)
-            tokens = estimate.prompt + estimate.output
             # Who asks for more than a limit, or meets one that is reached, goes the long way.
-            if bundle.take(tokens):
-                told = plan.told or plan.strictest()
-                head_lines = filled_in(plan.form, told) if told else b""
-                return _new(Ticket, (plan, asked, estimate, tokens, head_lines, False))
+            head_lines = bundle.take(estimate.tokens)
+            if head_lines is not None:
+                return _new(Ticket, (bundle, plan, asked, estimate, head_lines))
         assert self.at_once is not None
         reservation = self._asked_for(plan, endpoint, asked)
         if plan.lines:
@@ -217,21 +215,12 @@ class Limiter:
 
     def settle_now(
         self,
-        reservation: Reservation | Ticket,
+        reservation: Reservation,
         usage: Usage | None,
         seen: Seen | None = None,
         model: str | None = None,
     ) -> None:
-        """Do what `settle` does, where the store answers at once. A ticket is settled once."""
-        if type(reservation) is Ticket:
-            actual, bundle = reservation.tokens, reservation.plan.bundle
-            assert bundle is not None
-            if usage is not None and reservation.plan.counts:
-                usage = self._believed(reservation, usage, seen)
-                actual = float(usage.prompt + usage.completion)
-            bundle.settle(reservation.tokens, actual)
-            return
-        assert isinstance(reservation, Reservation)
+        """Do what `settle` does, where the store answers at once."""
         assert self.at_once is not None
         if reservation.settled:
             return
@@ -241,6 +230,17 @@ class Limiter:
                 self.at_once.settle_now(entries, owner)
         elif taken:
             self.at_once.settle_now(taken, reservation.owner)
+
+    def settle_ticket(self, ticket: Ticket, usage: Usage | None, seen: Seen | None = None) -> None:
+        """Do the same for what was let in the short way; to be asked once."""
+        bundle, plan, _, estimate, _ = ticket
+        tokens = actual = estimate.tokens
+        if usage is not None and plan.counts:
+            usage = estimate.believed(usage, seen)
+            actual = usage.prompt + usage.completion
+            if not estimate.stated:
+                self._learn(ticket, usage, seen)
+        bundle.settle(tokens, actual)
 
     async def standing(self, principal: Principal) -> list[tuple[Line, Reading]]:
         """Return how the limits and budgets of a caller stand; raise `Unavailable`.
@@ -293,7 +293,8 @@ class Limiter:
         reservation.settled = True
         plan, cost = reservation.plan, 0.0
         if plan.counts and usage is not None:
-            usage = self._believed(reservation, usage, seen)
+            usage = reservation.estimate.believed(usage, seen)
+            self._learn(reservation, usage, seen)
             price = self._price_now(reservation, model)
             if price is not None:
                 cost = price.cost(usage)
@@ -315,14 +316,11 @@ class Limiter:
                 self._keep((line.meter, 0.0, actual), owner="")
         return taken
 
-    def _believed(self, held: Reservation | Ticket, usage: Usage, seen: Seen | None) -> Usage:
-        """Return what is charged of a usage, and learn from it what is usual."""
-        estimate = held.estimate
-        usage = estimate.believed(usage, seen)
-        # How long an answer is that the caller has limited tells nothing of those it has not.
-        if not estimate.stated and usage.completion and seen is not None and seen.finished:
+    def _learn(self, held: Reservation | Ticket, usage: Usage, seen: Seen | None) -> None:
+        """Learn from an answer what is usual."""
+        # How long one is that the caller has limited tells nothing of those it has not.
+        if not held.estimate.stated and usage.completion and seen is not None and seen.finished:
             self._estimator.learn(held.plan.subject, held.asked, usage.completion)
-        return usage
 
     async def _take_here(self, reservation: Reservation, wanted: Wanted) -> tuple[Wanted, Grant]:
         if not self._away:

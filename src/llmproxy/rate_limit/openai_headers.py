@@ -5,9 +5,7 @@
 up, so that whoever waits for exactly as long is let in; what remains is rounded down.
 """
 
-from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Protocol
 
 from llmproxy.types import Header
 
@@ -17,46 +15,21 @@ LONGEST = 31 * 86_400  # seconds that a caller is told to wait at most: a month'
 
 _NAMES = {"req": b"requests", "tok": b"tokens"}
 _LINES = (
-    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+    b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
 )
-_MILLISECONDS = [b"0s", *(b"%dms" % count for count in range(1, 1000))]
+HAIR = 1e-6  # by which a float that was counted down may be short of its whole number
+MILLISECONDS = [b"0s", *(b"%dms" % count for count in range(1, 1000))]
 
 
-class Standing(Protocol):
-    """How one limit stands."""
-
-    @property
-    def limit(self) -> float:
-        """All of it."""
-
-    @property
-    def left(self) -> float:
-        """What can still be had."""
-
-    @property
-    def resets_in(self) -> float:
-        """Seconds until all of it can be had again."""
+def form(unit: str, limit: float) -> bytes:
+    """Return the lines of a head that tell of one limit, but for how it stands."""
+    name = _NAMES[unit]
+    return _LINES % (name, limit, name, name)
 
 
-def form(units: Sequence[str]) -> bytes:
-    """Return the lines of a head that tell of one limit of each unit, but for the numbers."""
-    return b"".join([_LINES % (name, name, name) for name in map(_NAMES.__getitem__, units)])
-
-
-def filled_in(form: bytes, told: Iterable[Standing]) -> bytes:
-    """Return these lines with the numbers in them, those of one limit after those of the other."""
-    numbers: list[float | bytes] = []
-    for each in told:
-        left, resets_in = each.left, each.resets_in
-        # A float that was counted down may be a hair short of the whole number it stands for.
-        numbers += (
-            each.limit,
-            left + 1e-6 if left > 0.0 else 0.0,
-            _MILLISECONDS[int(resets_in * 1000 + 0.999999)]
-            if resets_in < 0.999
-            else duration(resets_in),
-        )
-    return form % tuple(numbers)
+def filled_in(form: bytes, left: float, resets_in: float) -> bytes:
+    """Return these lines with what can still be had, and in how many seconds all of it can."""
+    return form % (left + HAIR if left > 0.0 else 0.0, duration(resets_in))
 
 
 def duration(seconds: float) -> bytes:
@@ -65,7 +38,7 @@ def duration(seconds: float) -> bytes:
         return b"0s"
     milliseconds = int(seconds * 1000 + 0.999999)
     if milliseconds < 1000:
-        return _MILLISECONDS[milliseconds]
+        return MILLISECONDS[milliseconds]
     whole, rest = divmod(milliseconds, 1000)
     fraction = (b".%03d" % rest).rstrip(b"0") if rest else b""
     if whole < 60:

@@ -13,10 +13,10 @@ from hashlib import sha256
 from typing import TypeVar
 
 from llmproxy.rate_limit.budgets import budget_text
+from llmproxy.rate_limit.bundle import Bundle, Told
 from llmproxy.rate_limit.limits import address_subject, limit_text
 from llmproxy.rate_limit.openai_headers import form
 from llmproxy.records import Budget, Limit, Principal
-from llmproxy.store.bundle import BundledRate
 from llmproxy.store.interface import Immediate, Kind, Meter, meter_name
 
 T = TypeVar("T", Limit, Budget)
@@ -37,14 +37,15 @@ class Line:
     kind: str  # limit; hard, soft or cut for a budget
     text: str  # as it is configured
     fixed: float  # what every request takes of it; 0 = that depends on its tokens
+    form: bytes = b""  # what an answer tells of it, but for how it stands
 
 
 class Plan:
     """All lines of one caller. What can be known before a request comes is worked out here."""
 
     __slots__ = (
-        "_rates", "bundle", "costs", "counts", "cut", "fixed", "form", "hard", "lines",
-        "principal", "shown", "soft", "subject", "told",
+        "bundle", "costs", "counts", "cut", "fixed", "hard", "lines", "principal", "shown",
+        "soft", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -62,24 +63,17 @@ class Plan:
         self.hard = any(line.kind in ("hard", "cut") for line in lines)
         self.cut = any(line.kind == "cut" for line in lines)
         self.soft = tuple(place for place, line in enumerate(lines) if line.kind == "soft")
-        units = {unit: _places(lines, unit) for unit in ("req", "tok")}
-        # An answer tells of one limit of each.
-        self.shown = tuple(places for places in units.values() if places)
-        self.form = form([unit for unit, places in units.items() if places])
+        # An answer tells of one limit of each unit.
+        self.shown = tuple(filter(None, (_places(lines, unit) for unit in ("req", "tok"))))
         self.fixed = tuple((line.meter, line.fixed) for line in lines)
-        # Where nothing but limits is met, and all of it is counted here.
-        limits_only = lines and all(line.kind == "limit" for line in lines)
-        self.bundle = at_once.bundle(self.fixed) if limits_only and at_once is not None else None
-        rates = self.bundle.rates if self.bundle is not None else {}
-        self._rates = [[rates[place] for place in places] for places in self.shown if rates]
-        # What an answer tells of when the bundle has let a request in, where that is always the
-        # same.
-        alone = all(len(each) == 1 for each in self._rates)
-        self.told = [each[0] for each in self._rates] if alone else []
-
-    def strictest(self) -> list[BundledRate]:
-        """Return of each unit the rate that has least left in the bundle."""
-        return [min(each, key=lambda rate: rate.left) for each in self._rates]
+        self.bundle: Bundle | None = None
+        if at_once is not None and lines and all(line.kind == "limit" for line in lines):
+            rates = [[lines[place] for place in places] for places in self.shown]
+            self.bundle = Bundle(
+                at_once,
+                [[Told(each.meter, each.fixed, each.form) for each in unit] for unit in rates],
+                [line.meter for line in lines if line.meter.kind is Kind.HELD],
+            )
 
     def only_requests(self, at_once: Immediate | None) -> "Plan":
         """Return the part that a request without any model meets."""
@@ -181,6 +175,7 @@ class Plans:
             kind="limit",
             text=limit_text(limit),
             fixed=0.0 if tokens else 1.0,
+            form=form(limit.unit, limit.amount) if not held else b"",
         )
 
     def _budget_line(self, budget: Budget, subject: tuple[str, ...]) -> Line:

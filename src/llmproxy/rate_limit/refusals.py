@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import ceil, inf
-from typing import NamedTuple
 
 from llmproxy.errors import QuotaSpent, RateLimited
 from llmproxy.headers import of_lines
@@ -15,22 +14,14 @@ from llmproxy.types import Header
 SOON = 1.0  # seconds; when somebody else will be done, nobody knows
 
 
-class Told(NamedTuple):
-    """One limit, as an answer tells of it."""
-
-    limit: float
-    left: float
-    resets_in: float
-
-
 def standing(plan: Plan, readings: Sequence[Reading]) -> bytes:
     """Return the lines that show the strictest limit of each unit: the one with least left."""
     told = []
     for places in plan.shown:
         place = min(places, key=lambda place: readings[place].left)
         left, resets_in, _ = readings[place]
-        told.append(Told(plan.lines[place].meter.limit, left, resets_in))
-    return filled_in(plan.form, told)
+        told.append(filled_in(plan.lines[place].form, left, resets_in))
+    return b"".join(told)
 
 
 def refusal(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from llmproxy.rate_limit.bundle import Bundle
 from llmproxy.rate_limit.estimate import Estimate
 from llmproxy.rate_limit.plans import Line, Plan
 from llmproxy.records import InferenceRequest, Usage
@@ -25,7 +26,7 @@ class Reservation:
     """What is held for one request until it is settled."""
 
     __slots__ = (
-        "allowed", "amounts", "asked", "cut", "estimate", "extra", "head_lines", "local", "owner",
+        "allowed", "amounts", "asked", "estimate", "extra", "head_lines", "local", "owner",
         "plan", "price", "settled",
     )  # fmt: skip
 
@@ -40,7 +41,6 @@ class Reservation:
         self.owner = ""  # under whose lease it is held
         self.local = False  # this worker has let it in without the store
         self.head_lines = b""  # what the answer tells of the limits
-        self.cut = plan.cut  # whether the limiter wants to be asked while the stream runs
         self.allowed = estimate.output  # tokens of output that are reserved so far
         self.extra: dict[tuple[str, str], tuple[Meter, float]] = {}  # reserved while it runs
         self.settled = False
@@ -82,9 +82,8 @@ class Reservation:
 class Ticket(NamedTuple):
     """What is held for a request that meets nothing but limits, all of them counted here."""
 
+    bundle: Bundle
     plan: Plan
     asked: InferenceRequest
     estimate: Estimate
-    tokens: float
     head_lines: bytes
-    cut: bool = False

@@ -64,7 +64,7 @@ class Account:
         self.spent = 0.0
         self.held = 0.0
         self.owners: dict[str, float] = {}
-        self.bundled = 0  # of what is held, by whom nobody asks: it was taken in a bundle
+        self.bundled = 0  # held too, but by whom nobody asks: it was taken in a bundle
 
     def hold(self, owner: str, amount: float) -> None:
         """Add to what an owner holds."""
@@ -81,7 +81,7 @@ class Account:
             self.held -= amount
             return amount
         del self.owners[owner]
-        self.held = self.held - mine if self.owners else float(self.bundled)
+        self.held = self.held - mine if self.owners else 0.0
         return mine
 
 
@@ -115,7 +115,7 @@ class Counters:
                 fits = used + amount <= most(meter)
             elif kind is HELD:
                 state = holds.get(meter.name) or self._account(meter, wall)
-                used = state.held
+                used = state.held + state.bundled
                 fits = used + amount <= limit
             else:
                 state = self._account(meter, wall)
@@ -202,7 +202,7 @@ class Counters:
             return 0.0
         if wall >= account.ends:
             self._turn(account, meter, wall)
-        return account.spent + account.held
+        return account.spent + account.held + account.bundled
 
     def _new_rate(self, meter: Meter, now: float) -> Rate:
         rate = self.rates[meter.name] = Rate(0.0, now, meter.each)

@@ -10,7 +10,7 @@ whoever asked. A caller who is cancelled leaves nothing half done: what was take
 given back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from llmproxy.records import Window
 
 if TYPE_CHECKING:
-    from llmproxy.store.bundle import Bundle
+    from llmproxy.store.counters import Counters
 
 
 class Unavailable(Exception):
@@ -114,8 +114,11 @@ class Immediate(Protocol):
     def settle_now(self, taken: Sequence[tuple[Meter, float, float]], owner: str) -> None:
         """Do what `Meters.settle` does."""
 
-    def bundle(self, meters: Sequence[tuple[Meter, float]]) -> "Bundle":
-        """Look up meters that will always be asked together; see there."""
+    steady: Callable[[], float]
+    """The clock of its rates, which never steps back."""
+
+    def counters(self) -> "Counters":
+        """Return the meters themselves, for whoever will always ask the same ones."""
 
 
 class Records(Protocol):

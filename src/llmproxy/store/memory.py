@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from secrets import token_hex
 
 from llmproxy import clock
-from llmproxy.store.bundle import Bundle
 from llmproxy.store.counters import Counters, Taken, Wanted
 from llmproxy.store.interface import Grant, Meter, Reading
 
@@ -27,7 +26,7 @@ class MemoryStore:
         wall: Callable[[], float] = clock.wall,
     ) -> None:
         self.events: Counter[str] = Counter()
-        self._steady = steady
+        self.steady = steady
         self._wall = wall
         self._owner = token_hex(8)
         self._counters = Counters()
@@ -50,7 +49,7 @@ class MemoryStore:
 
     def take_now(self, wanted: Wanted) -> Grant:
         """Take all of it or nothing."""
-        now, wall = self._steady(), self._wall()
+        now, wall = self.steady(), self._wall()
         grant = self._counters.take(wanted, self._owner, now, wall)
         if self._counters.created:
             self._counters.forget(now, wall)
@@ -58,17 +57,17 @@ class MemoryStore:
 
     def settle_now(self, taken: Taken, owner: str) -> None:
         """Put what it really was in the place of what was taken."""
-        self._counters.settle(taken, owner, self._steady(), self._wall())
+        self._counters.settle(taken, owner, self.steady(), self._wall())
 
-    def bundle(self, meters: Sequence[tuple[Meter, float]]) -> Bundle:
-        """Look up meters that will always be asked together."""
+    def counters(self) -> Counters:
+        """Return what is counted here."""
         if self._counters.created:
-            self._counters.forget(self._steady(), self._wall())
-        return Bundle(self._counters, meters, self._steady)
+            self._counters.forget(self.steady(), self._wall())
+        return self._counters
 
     async def read(self, meters: Sequence[Meter]) -> tuple[Reading, ...]:
         """Tell how they stand."""
-        return self._counters.read(meters, self._steady(), self._wall())
+        return self._counters.read(meters, self.steady(), self._wall())
 
     async def get(self, name: str) -> bytes | None:
         """Return what is kept under a name."""
@@ -77,7 +76,7 @@ class MemoryStore:
 
     async def put(self, name: str, value: bytes, *, within: float | None = None) -> None:
         """Keep something."""
-        self._records[name] = value, None if within is None else self._steady() + within
+        self._records[name] = value, None if within is None else self.steady() + within
         self._forget()
 
     async def add(self, name: str, value: bytes, *, within: float | None = None) -> bool:
@@ -119,7 +118,7 @@ class MemoryStore:
 
     def _found(self, name: str) -> tuple[bytes, float | None] | None:
         found = self._records.get(name)
-        if found is None or found[1] is None or self._steady() < found[1]:
+        if found is None or found[1] is None or self.steady() < found[1]:
             return found
         del self._records[name]
         return None

@@ -1,12 +1,15 @@
 """A bundle counts like `Counters`, of which it is the short way."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.store.bundle import Bundle
+from llmproxy.headers import of_lines
+from llmproxy.rate_limit.bundle import Bundle, Told
+from llmproxy.rate_limit.openai_headers import duration, form
 from llmproxy.store.counters import Counters
 from llmproxy.store.interface import Kind, Meter
 
@@ -40,13 +43,30 @@ class Clock:
         return self.now
 
 
+class Beneath:
+    """Counters by such a clock, as a store gives them."""
+
+    def __init__(self, counters: Counters, clock: Clock) -> None:
+        self._counters = counters
+        self.steady: Callable[[], float] = clock
+
+    def counters(self) -> Counters:
+        return self._counters
+
+    def take_now(self, wanted: object) -> Any:
+        raise NotImplementedError
+
+    def settle_now(self, taken: object, owner: str) -> None:
+        raise NotImplementedError
+
+
 @given(some=SOME, steps=STEPS)
 def test_a_bundle_counts_like_the_rest(
     some: list[tuple[Meter, float]], steps: list[tuple[str, float]]
 ) -> None:
     """Whatever is taken, settled and forgotten in whatever order, both stand alike after it."""
     clock, plain, beneath = Clock(), Counters(), Counters()
-    bundle = Bundle(beneath, some, clock)
+    bundle = bundled(beneath, some, clock)
     held: list[float] = []
     for what, amount in steps:
         if what == "wait":
@@ -56,11 +76,9 @@ def test_a_bundle_counts_like_the_rest(
             beneath.forget(clock.now, 0.0)
         elif what == "take":
             grant = plain.take(wanted(some, amount), OWNER, clock.now, 0.0)
-            assert bundle.take(amount) is grant.granted
+            assert (bundle.take(amount) is not None) is grant.granted
             if grant.granted:
                 held.append(amount)
-                for place, rate in bundle.rates.items():
-                    assert (rate.left, rate.resets_in) == near(grant.readings[place][:2])
         elif held:
             taken = held.pop()
             bundle.settle(taken, amount)
@@ -83,25 +101,41 @@ def test_a_bundle_counts_like_the_rest(
 def test_two_bundles_share_what_they_have_in_common() -> None:
     """Also when it was forgotten in between, and one of them found it again before the other."""
     clock, counters = Clock(), Counters()
-    one, other = (Bundle(counters, METERS[:1], clock) for _ in range(2))
-    assert one.take(0)
+    one, other = (bundled(counters, METERS[:1], clock) for _ in range(2))
+    assert one.take(0) is not None
     clock.now += 61
     counters.created = 10
     counters.forget(clock.now, 0.0)
     assert counters.forgotten
 
-    assert [each.take(0) for each in (one, other, one, other, one, other)] == [True] * 5 + [False]
+    let_in = [each.take(0) is not None for each in (one, other, one, other, one, other)]
+    assert let_in == [True] * 5 + [False]
+
+
+def test_a_late_charge_meets_its_rate() -> None:
+    """What was taken may have drained and been forgotten; what it was counts all the same."""
+    clock, counters = Clock(), Counters()
+    tokens, _ = METERS[2]
+    bundle = bundled(counters, METERS[2:3], clock)
+    assert bundle.take(1) is not None
+    clock.now += 61
+    counters.created = 10
+    counters.forget(clock.now, 0.0)
+    assert counters.forgotten
+    bundle.settle(1, 41)
+
+    assert counters.read([tokens], clock.now, 0.0)[0].left == pytest.approx(60)
 
 
 def test_a_place_in_a_bundle_is_not_forgotten() -> None:
     """As long as it is held, it counts for everybody."""
     clock, counters = Clock(), Counters()
-    bundle = Bundle(counters, METERS[4:], clock)
-    assert all(bundle.take(0) for _ in range(3))
+    bundle = bundled(counters, METERS[4:], clock)
+    assert all(bundle.take(0) is not None for _ in range(3))
     counters.created = 10
     counters.forget(clock.now, 0.0)
 
-    assert not Bundle(counters, METERS[4:], clock).take(0)
+    assert bundled(counters, METERS[4:], clock).take(0) is None
     assert not counters.take([(METERS[4][0], 1.0)], OWNER, clock.now, 0.0).granted
 
 
@@ -109,14 +143,48 @@ def test_others_hold_places_of_the_same_meter() -> None:
     """What is given back by one is not taken from the other."""
     clock, counters = Clock(), Counters()
     places, _ = METERS[4]
-    bundle = Bundle(counters, METERS[4:], clock)
-    assert bundle.take(0)
+    bundle = bundled(counters, METERS[4:], clock)
+    assert bundle.take(0) is not None
     assert counters.take([(places, 1.0)], OWNER, clock.now, 0.0).granted
     counters.settle([(places, 1.0, 0.0)], OWNER, clock.now, 0.0)
     assert counters.read([places], clock.now, 0.0)[0].left == 2
 
     bundle.settle(0, 0)
     assert counters.read([places], clock.now, 0.0)[0].left == 3
+
+    assert counters.take([(places, 3.0)], OWNER, clock.now, 0.0).granted
+    assert bundle.take(0) is None
+
+
+@given(seconds=st.sampled_from([0.0, 1e-9, 0.0004, 0.25, 0.9985, 0.9995, 1.0, 8.64, 360.0]))
+def test_a_time_is_told_as_everywhere(seconds: float) -> None:
+    """Those below a second are written beforehand."""
+    meter = Meter("tokens", Kind.RATE, 1000, 1000.0)
+    told = bundled(Counters(), [(meter, 0.0)], Clock()).take(seconds)
+
+    assert told is not None
+    assert dict(of_lines(told))[b"x-ratelimit-reset-tokens"] == duration(seconds)
+
+
+def bundled(counters: Counters, some: Sequence[tuple[Meter, float]], clock: Clock) -> Bundle:
+    """Return a bundle of these meters, of which an answer tells the strictest of each unit."""
+    units = {
+        "req": [each for each in some if each[1]],
+        "tok": [each for each in some if not each[1]],
+    }
+    return Bundle(
+        Beneath(counters, clock),
+        [
+            [
+                Told(meter, fixed, form(unit, meter.limit))
+                for meter, fixed in meters
+                if meter.kind is Kind.RATE
+            ]
+            for unit, meters in units.items()
+            if any(meter.kind is Kind.RATE for meter, _ in meters)
+        ],
+        [meter for meter, _ in some if meter.kind is Kind.HELD],
+    )
 
 
 def near(numbers: tuple[float, ...]) -> Any:

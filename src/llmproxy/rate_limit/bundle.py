@@ -1,0 +1,148 @@
+"""Limits that are always asked together and counted in this very process: the shortest way.
+
+`Counters` takes any meters in any order and answers with a record for each. Most requests meet the
+same few rates and places every time, so these are looked up once, asked in one go, and told of in
+one text. What is counted are the very same rates and accounts, and a test holds the two ways side
+by side; whoever is refused here asks `Counters` why.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llmproxy.rate_limit.openai_headers import HAIR, MILLISECONDS, duration
+from llmproxy.store.counters import Account, Rate, most
+from llmproxy.store.interface import Immediate, Meter
+
+
+class BundledRate(NamedTuple):
+    """One rate, and what of its limit would else be looked up or worked out for each request."""
+
+    rate: Rate
+    fixed: float  # what each request takes of it; 0 = its tokens
+    pace: float
+    limit: float  # with a hair on it, for what is told
+    top: float  # the level that it may come to
+    each: float  # milliseconds that one of it takes to drain
+
+
+class Told(NamedTuple):
+    """A rate that a bundle is made of."""
+
+    meter: Meter
+    fixed: float
+    form: bytes  # what an answer tells of it, but for the numbers
+
+
+class Bundle:
+    """Rates and places of one caller. Time never steps back here: it is the monotonic clock's."""
+
+    def __init__(
+        self, store: Immediate, units: Sequence[Sequence[Told]], held: Sequence[Meter]
+    ) -> None:
+        """Of each of the `units` an answer tells of one rate: the one with least left."""
+        self._counters = store.counters()
+        self._clock = store.steady
+        self._units = units
+        self._meters = held
+        # Where that is always the same one, there is one form for all.
+        alone = all(len(each) == 1 for each in units)
+        self._form = b"".join(each[0].form for each in units) if alone else None
+        self._look_up(self._clock())
+
+    def take(self, tokens: float) -> bytes | None:
+        """Take one request with so many tokens, or nothing; return what its answer tells of it."""
+        now = self._clock()
+        if self._forgotten != self._counters.forgotten:
+            self._look_up(now)
+        for place, last in self._places:
+            if place.held + place.bundled > last:
+                self._take_back(place, tokens)
+                return None
+            place.bundled += 1
+        told: tuple[Any, ...] = ()
+        for rate, fixed, pace, limit, top, each in self._rates:
+            used = fixed or tokens
+            level = rate.level - (now - rate.at) * pace
+            if level > 0.0:
+                used += level
+            left = limit - used
+            if left < 0.0:
+                if used > top:
+                    self._take_back(rate, tokens)
+                    return None
+                left = 0.0
+            rate.level = used
+            rate.at = now
+            wait = used * each + 0.999999  # rounded up
+            told += left, MILLISECONDS[int(wait)] if wait < 1000.0 else duration(used * each / 1000)
+        form = self._form
+        return form % told if form is not None else self._strictest(told)
+
+    def settle(self, tokens: float, actual: float) -> None:
+        """Put what a request really was in the place of what was taken; its place is free."""
+        if actual > tokens:
+            self._charge(actual - tokens)
+        else:
+            # It may be given back now or when the rate is next looked at: what drains in between
+            # is the same, and a level below zero is taken for none by whoever looks. A rate that
+            # was forgotten has drained, and there is nothing to give back.
+            less = tokens - actual
+            for rate in self._by_tokens:
+                rate.level -= less
+        for place in self._held:
+            place.bundled -= 1
+
+    def _charge(self, more: float) -> None:
+        now = self._clock()
+        if self._forgotten != self._counters.forgotten:
+            self._look_up(now)
+        for rate, fixed, pace, *_ in self._rates:
+            if not fixed:
+                level = rate.level - (now - rate.at) * pace
+                rate.level = more + level if level > 0.0 else more
+                rate.at = now
+
+    def _take_back(self, refusing: Rate | Account, tokens: float) -> None:
+        """Undo what was taken before the one that refuses."""
+        for place, _ in self._places:
+            if place is refusing:
+                return
+            place.bundled -= 1
+        for rate, fixed, *_ in self._rates:
+            if rate is refusing:
+                return
+            rate.level -= fixed or tokens
+
+    def _strictest(self, told: tuple[Any, ...]) -> bytes:
+        """Return what is told, where a unit has several rates."""
+        numbers = iter(zip(told[::2], told[1::2], strict=True))
+        lines = []
+        for unit in self._units:
+            standing = [(*next(numbers), each.form) for each in unit]
+            left, resets_in, form = min(standing, key=lambda each: each[0])
+            lines.append(form % (left, resets_in))
+        return b"".join(lines)
+
+    def _look_up(self, now: float) -> None:
+        """Find the rates and accounts, which are forgotten when they stand at nothing."""
+        counters = self._counters
+        self._rates = [
+            BundledRate(
+                counters.rate(meter, now),
+                fixed,
+                meter.pace,
+                meter.limit + HAIR,
+                most(meter),
+                meter.each * 1000,
+            )
+            for unit in self._units
+            for meter, fixed, _ in unit
+        ]
+        self._by_tokens = [each.rate for each in self._rates if not each.fixed]
+        self._held = [counters.place(meter) for meter in self._meters]
+        # With how many may be held before one more is taken.
+        self._places = [
+            (place, meter.limit - 1.0)
+            for place, meter in zip(self._held, self._meters, strict=True)
+        ]
+        self._forgotten = counters.forgotten
