@@ -40,6 +40,8 @@ def count(
     status: int = 200,
     outcome: Outcome = Outcome.COMPLETED,
     duration: float = 0.1,
+    usage: Usage | None = None,
+    answering: str | None = None,
 ) -> None:
     metrics.request(
         model=model,
@@ -48,6 +50,8 @@ def count(
         outcome=outcome,
         duration=duration,
         overhead=0.001,
+        usage=usage,
+        answering=answering,
     )
 
 
@@ -55,8 +59,7 @@ def busy() -> Metrics:
     """Return metrics in which something of everything has happened."""
     metrics = Metrics()
     metrics.inflight(1)
-    count(metrics)
-    metrics.tokens("m", Usage(30, 5, cached=16, reasoning=2))
+    count(metrics, usage=Usage(30, 5, cached=16, reasoning=2))
     metrics.stream("gpu1", 0.2, 0.01)
     metrics.asking("gpu1", 1)
     metrics.attempt("gpu1", "ok")
@@ -125,10 +128,9 @@ def test_a_request_is_counted_under_its_labels() -> None:
 def test_tokens_are_counted_by_model_and_kind() -> None:
     """Under a name that somebody has answered to, and none that a caller has made up."""
     metrics = Metrics()
-    count(metrics)
-    metrics.tokens("m", Usage(30, 5, cached=16, reasoning=2))
-    metrics.tokens("m", Usage(3, 1))
-    metrics.tokens("made up", Usage(7, 0))
+    count(metrics, usage=Usage(30, 5, cached=16, reasoning=2))
+    count(metrics, usage=Usage(3, 1))
+    count(metrics, "made up", upstream=None, usage=Usage(7, 0))
 
     told = metrics.render()
 
@@ -142,10 +144,11 @@ def test_tokens_are_counted_by_model_and_kind() -> None:
 def test_tokens_are_those_of_the_model_that_answers() -> None:
     """A name out of a fallback chain or behind an alias is no caller's invention."""
     metrics = Metrics()
-    count(metrics)
-    metrics.tokens("small", Usage(30, 5), ours=True)
+    count(metrics, usage=Usage(30, 5), answering="small")
 
-    assert sample(metrics.render(), "llmproxy_tokens_total", model="small", kind="prompt") == 30
+    told = metrics.render()
+    assert sample(told, "llmproxy_tokens_total", model="small", kind="prompt") == 30
+    assert not sample(told, "llmproxy_tokens_total", model="m", kind="prompt")
 
 
 def test_a_histogram_adds_up() -> None:

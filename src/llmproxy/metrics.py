@@ -67,14 +67,33 @@ class Metrics:
         outcome: Outcome,
         duration: float,
         overhead: float,
+        usage: Usage | None = None,
+        answering: str | None = None,
     ) -> None:
-        """Record a request that has ended."""
+        """Record a request that has ended, and what it has used.
+
+        `answering` is the model that has answered, where that is not the one asked for: no caller
+        has named it, it stands behind an alias or in a fallback chain.
+        """
         if upstream is not None and outcome is Outcome.COMPLETED and model not in self._models:
             self._learn(model)
         server = upstream or ""
-        self._requests[self._label(model), server, str(status), outcome._value_] += 1
+        label = self._label(model)
+        self._requests[label, server, str(status), outcome._value_] += 1
         _of(self._duration, server, WAIT).add(duration)
         self._overhead.add(overhead)
+        if usage is not None:
+            if answering is not None and answering != model:
+                self._learn(answering)
+                label = self._label(answering)
+            prompt, completion, cached, reasoning, _ = usage
+            tokens = self._tokens
+            tokens[label, "prompt"] += prompt
+            tokens[label, "completion"] += completion
+            if cached:
+                tokens[label, "cached"] += cached
+            if reasoning:
+                tokens[label, "reasoning"] += reasoning
 
     def stream(self, upstream: str | None, first_token: float, gap: float | None) -> None:
         """Record the pace of a stream that has ended."""
@@ -82,22 +101,6 @@ class Metrics:
         _of(self._first_token, server, WAIT).add(first_token)
         if gap is not None:
             _of(self._gap, server, GAP).add(gap)
-
-    def tokens(self, model: str | None, usage: Usage, *, ours: bool = False) -> None:
-        """Record what a request has used of the model that has answered it.
-
-        After the request itself, which makes a model known. `ours`: no caller has named it, it
-        stands behind an alias or in a fallback chain.
-        """
-        if ours and model not in self._models:
-            self._learn(model)
-        label, table = self._label(model), self._tokens
-        table[label, "prompt"] += usage.prompt
-        table[label, "completion"] += usage.completion
-        if usage.cached:
-            table[label, "cached"] += usage.cached
-        if usage.reasoning:
-            table[label, "reasoning"] += usage.reasoning
 
     def asking(self, upstream: str, change: int) -> None:
         """Count a request to an upstream in or out."""

@@ -89,6 +89,10 @@ class ObserveMiddleware:
         model = ctx.inference.model if ctx.inference is not None else None
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
         overhead = duration - ctx.waited - ctx.queued - ctx.paused
+        answering = ctx.answering_model
+        usage = ctx.charged
+        if usage is None and ctx.tap is not None:
+            usage = ctx.tap.usage()
 
         self.metrics.request(
             model=model,
@@ -97,16 +101,9 @@ class ObserveMiddleware:
             outcome=outcome,
             duration=duration,
             overhead=overhead,
+            usage=usage,
+            answering=answering,
         )
-        usage = ctx.charged
-        if usage is None and ctx.tap is not None:
-            usage = ctx.tap.usage()
-        answering = ctx.answering_model
-        if usage is not None:
-            if answering is None or answering == model:
-                self.metrics.tokens(model, usage)
-            else:
-                self.metrics.tokens(answering, usage, ours=True)
         first_token = None
         if ctx.first_byte_at is not None:
             first_token = ctx.first_byte_at - ctx.started_at

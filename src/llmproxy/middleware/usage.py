@@ -47,18 +47,17 @@ class UsageMiddleware:
         endpoint = ctx.endpoint
         if endpoint is None:
             raise missing("endpoint")
-        metered = scope["method"] == "POST" and endpoint.name in METERED
-        if not metered or ctx.tap is not None:  # or another layer of this app has it in hand
-            return self.app(scope, receive, send)
-
-        asked = ctx.inference
-        if asked is None:
-            raise missing("inference")
-        tap = ctx.tap = UsageTap(endpoint, asked)
-        outgoing = self._with_option(ctx, asked) if asked.stream else None
-        if outgoing is None:
-            return self.app(scope, receive, send)
-        return self._stream(ctx, tap, outgoing, scope, receive, send)
+        metered = endpoint.name in METERED and scope["method"] == "POST"
+        if metered and ctx.tap is None:  # else another layer of this app has it in hand
+            asked = ctx.inference
+            if asked is None:
+                raise missing("inference")
+            tap = ctx.tap = UsageTap(endpoint, asked)
+            if asked.stream:
+                outgoing = self._with_option(ctx, asked)
+                if outgoing is not None:
+                    return self._stream(ctx, tap, outgoing, scope, receive, send)
+        return self.app(scope, receive, send)
 
     async def _stream(
         self,

@@ -51,6 +51,16 @@ def plain_usage(answer: bytes) -> Usage | None:
         said = _decode(answer).usage
     except (msgspec.DecodeError, RecursionError):
         return None
+    if (
+        said.prompt_tokens_details is None
+        and said.completion_tokens_details is None
+        and not said.reasoning_tokens
+    ):
+        return _new(Usage, (said.prompt_tokens, said.completion_tokens, 0, 0, False))
+    return _detailed(said)
+
+
+def _detailed(said: _Counts) -> Usage | None:
     prompt, completion = said.prompt_tokens, said.completion_tokens
     of_prompt, of_completion = said.prompt_tokens_details, said.completion_tokens_details
     cached, reasoning = 0, said.reasoning_tokens
@@ -60,6 +70,4 @@ def plain_usage(answer: bytes) -> Usage | None:
         if reasoning is not None:
             return None  # said in two places: which of them holds is not for us to know
         reasoning = of_completion.reasoning_tokens
-    if cached or reasoning:
-        cached, reasoning = min(cached, prompt), min(reasoning or 0, completion)
-    return _new(Usage, (prompt, completion, cached, reasoning or 0, False))
+    return Usage(prompt, completion, min(cached, prompt), min(reasoning or 0, completion))
