@@ -6,7 +6,7 @@ Rule 2: a server has the request from before it is asked until that is over, how
 Rule 3: an attempt that ended without an answer, and not by a fault of the server, says nothing
         about it.
 
-Reads:  body, endpoint, fields, inference
+Reads:  endpoint, fields, inference
 Writes: attempt
 Raises: whatever the last attempt came to
 """
@@ -17,7 +17,6 @@ from llmproxy.errors import UpstreamError
 from llmproxy.first_token import FirstToken
 from llmproxy.journey import Journey
 from llmproxy.means import Means
-from llmproxy.outgoing import body_for
 from llmproxy.protocol.request_options import TIMEOUT, timeout_of
 from llmproxy.rescuing import Failure
 from llmproxy.routing.course import Attempt
@@ -60,12 +59,6 @@ async def travel(
             failure: Failure | None = None
             server.inflight += 1
             try:
-                if (
-                    attempt.model != asked.model
-                    or server.upstream.priority
-                    or not isinstance(ctx.body, bytes)
-                ):
-                    attempt.body = attempt.body or body_for(attempt, ctx)
                 if asked.stream:
                     attempt.asked_at = clock.now()
                 elif server.tells_load:

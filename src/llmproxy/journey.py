@@ -15,6 +15,7 @@ from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.errors import ProxyError, UpstreamError, UpstreamTimeout
 from llmproxy.means import Means
+from llmproxy.outgoing import body_for
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.rescuing import Failure, Rescuer, is_over
@@ -66,7 +67,7 @@ class Journey:
         if attempt is None:
             attempt = await self._later()
         self._first = attempt
-        return self._limited(attempt)
+        return self._prepared(attempt)
 
     async def after(self, attempt: Attempt, failure: Failure | None) -> Attempt | None:
         """Return the attempt after one that came to nothing; None when its refusal was told."""
@@ -81,7 +82,7 @@ class Journey:
             await self._give_up()
             return None
         self.trial.again()
-        return self._limited(following)
+        return self._prepared(following)
 
     def succeeded(self) -> None:
         """Note that an attempt was answered."""
@@ -93,11 +94,19 @@ class Journey:
         if self._rescuer is not None:
             self._rescuer.close()
 
-    def _limited(self, attempt: Attempt) -> Attempt:
-        """Return an attempt that is given up if its first token is late, where one can."""
-        first_token = self.means.first_token
-        if first_token and self.wish.asked.stream and self.course.has_another(attempt):
-            attempt.first_byte = first_token
+    def _prepared(self, attempt: Attempt) -> Attempt:
+        """Return an attempt with its body; if its first token is late, it is given up for another.
+
+        What nothing but the model mattered for needs none of this.
+        """
+        try:
+            attempt.body = body_for(attempt, self.ctx)
+            first_token = self.means.first_token
+            if first_token and self.wish.asked.stream and self.course.has_another(attempt):
+                attempt.first_byte = first_token
+        except BaseException:
+            attempt.weighs_nothing()
+            raise
         return attempt
 
     def _rescue(self, attempt: Attempt, failure: UpstreamError) -> Rescuer:

@@ -147,6 +147,19 @@ def test_late_answers_do_not_close_what_has_opened(now: Clock) -> None:
     assert breaker.state == STATE_OPEN
 
 
+def test_one_that_is_closed_anew_counts_from_there_on(now: Clock) -> None:
+    """Within the same second too: what was counted before is gone."""
+    breaker = Breaker(now)
+    for _ in range(19):
+        breaker.failed(probe=False)
+
+    breaker.close()
+    breaker.succeeded(probe=False)
+    breaker.failed(probe=False)
+
+    assert breaker.state == STATE_CLOSED
+
+
 def test_changes_are_told(now: Clock) -> None:
     """Whoever listens hears each change once."""
     heard: list[tuple[str, str]] = []

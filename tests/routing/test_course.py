@@ -15,7 +15,7 @@ from llmproxy.errors import (
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.records import Upstream
 from llmproxy.routing.course import Attempt, Course, Full, Unknown
-from llmproxy.routing.retry import BUDGET_LEAST, History, RetryBudget
+from llmproxy.routing.retry import BUDGET_LEAST, BUDGET_WINDOW, History, RetryBudget
 from llmproxy.routing.server import Server
 from tests.support.calls import NoTransport
 
@@ -250,6 +250,21 @@ def test_retries_on_failing_servers_are_a_share_of_the_traffic() -> None:
         retries += turn is not None
 
     assert retries == BUDGET_LEAST
+
+
+def test_requests_of_long_ago_allow_no_retries() -> None:
+    """Nor do they take room for ever."""
+    at = 1000.0
+    budget = RetryBudget(lambda: at)
+    for _ in range(100 * BUDGET_LEAST):
+        budget.request(at)
+        at += BUDGET_WINDOW / 500
+    allowed = sum(budget.retry() for _ in range(1000 * BUDGET_LEAST))
+    at += 2 * BUDGET_WINDOW
+
+    assert 8 * BUDGET_LEAST <= allowed <= 11 * BUDGET_LEAST
+    assert sum(budget.retry() for _ in range(1000 * BUDGET_LEAST)) == BUDGET_LEAST
+    assert not budget._requests
 
 
 def test_a_server_that_is_well_takes_over_for_one_that_is_not_without_a_budget() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -26,10 +27,12 @@ def router(
     alias: str = "",
     rule: str = "",
     max_inflight: int = 0,
+    priority: bool = False,
 ) -> Router:
     """Return a router over servers of these names, which have the model `m`."""
     registry = Registry(lambda upstream: Server(upstream, NoTransport(), now=lambda: NOW))
-    registry.replace("configured", upstreams(*names, max_inflight=max_inflight))
+    said = upstreams(*names, max_inflight=max_inflight, priority=priority)
+    registry.replace("configured", said)
     return Router(
         registry,
         choosing=policy or choosing("round_robin"),
@@ -41,12 +44,18 @@ def router(
     )
 
 
-def upstreams(*names: str, max_inflight: int = 0) -> Sequence[Upstream]:
+def upstreams(*names: str, max_inflight: int = 0, priority: bool = False) -> Sequence[Upstream]:
     """Return what is said of servers."""
+    bare = Upstream("", "http", "127.0.0.1", 1, models=("m",))
     return [
-        Upstream(name, "http", "127.0.0.1", 1, models=("m",), max_inflight=max_inflight)
-        for name in names
+        replace(bare, name=name, max_inflight=max_inflight, priority=priority) for name in names
     ]
+
+
+@pytest.fixture(autouse=True)
+def nobody_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin without what other tests have said of other servers."""
+    monkeypatch.setattr(Server, "some_rest_until", 0.0)
 
 
 def asked(way: Router, times: int = 6, model: str | None = "m") -> set[str]:
@@ -78,7 +87,7 @@ def test_what_changes_about_a_server_counts_for_the_next_request() -> None:
     assert asked(way) == {"c"}
     a.up = True
     assert asked(way) == {"a", "c"}
-    c.busy_until = NOW + 1
+    c.rests(until=NOW + 1)
     assert asked(way) == {"a"}
     c.busy_until = NOW
     assert asked(way) == {"a", "c"}
@@ -149,6 +158,7 @@ def test_an_open_breaker_keeps_requests_away_from_one_of_several() -> None:
         pytest.param(lambda: router("a", "b", rule="long:1=x"), id="rule"),
         pytest.param(lambda: router("a", "b", policy=choosing("prefix")), id="prefix"),
         pytest.param(lambda: router("a", "b", policy=choosing("session")), id="session"),
+        pytest.param(lambda: router("a", "b", priority=True), id="class_in_the_body"),
     ],
 )
 def test_where_more_than_the_model_matters_it_is_looked_at_closely(way: object) -> None:
@@ -184,7 +194,7 @@ def test_each_request_allows_a_share_of_a_retry() -> None:
 def test_each_policy_chooses_among_those_who_are_ready(policy: str) -> None:
     """And nobody else; each of them has its turn."""
     way = router("a", "b", "c", "d", policy=choosing(policy))
-    way.registry.servers[2].busy_until = NOW + 1
+    way.registry.servers[2].rests(until=NOW + 1)
     found = Counter(
         attempt.server.name
         for attempt in (way.usual(CHAT, "m") for _ in range(300))

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN
 
+from llmproxy.routing.changes import Changes
+
 WINDOW = 10.0  # seconds of calls that are judged
 LEAST = 20  # calls before a share means anything
 SHARE = 0.5  # of them that may fail
@@ -22,6 +24,7 @@ REFUSED_IN_A_ROW = 5  # connections: a server that is down need not be asked 20 
 FIRST_REST = 5.0  # seconds before it is tried again; doubled each time that fails
 LONGEST_REST = 60.0
 BUCKETS = 10  # parts of the window that are forgotten one by one
+PART = WINDOW / BUCKETS  # seconds
 
 Listener = Callable[[str, str], None]  # from one state to another
 
@@ -30,6 +33,7 @@ class Breaker:
     """The state of one server. Nothing here waits: states change when somebody looks."""
 
     __slots__ = (
+        "_bucket_ends",
         "_buckets",
         "_changed",
         "_now",
@@ -47,6 +51,7 @@ class Breaker:
         self._state = STATE_CLOSED
         self.closed = True  # nothing is kept from it
         self._buckets: list[list[int]] = []  # which part of time, calls, failures
+        self._bucket_ends = 0.0  # when the next part begins
         self._refused = 0  # connections in a row
         self._opened_at = 0.0
         self._rest = FIRST_REST
@@ -64,7 +69,7 @@ class Breaker:
         """Whether a call of the last window failed, or it has not yet been seen to be well."""
         if self._state != STATE_CLOSED:
             return True
-        oldest = int(self._now() * BUCKETS / WINDOW) - BUCKETS
+        oldest = int(self._now() / PART) - BUCKETS
         return any(failures for part, _, failures in self._buckets if part > oldest)
 
     def lets_through(self) -> bool:
@@ -91,17 +96,11 @@ class Breaker:
         """Note a call that was answered."""
         self._refused = 0
         if self.closed:
-            part = int(self._now() * BUCKETS / WINDOW)
-            buckets = self._buckets
-            if buckets and buckets[-1][0] == part:  # the short way to the same
-                buckets[-1][1] += 1
-            else:
-                self._new_bucket(part)[1] += 1
+            if self._now() >= self._bucket_ends:
+                self._begin_bucket()
+            self._buckets[-1][1] += 1
         elif probe:
-            self._probing = False
-            self._buckets.clear()
-            self._rest = FIRST_REST
-            self._become(STATE_CLOSED)
+            self.close()
 
     def failed(self, *, probe: bool, refused: bool = False) -> None:
         """Note a call that the server failed; `refused` when no connection came about."""
@@ -122,7 +121,7 @@ class Breaker:
 
     def close(self) -> None:
         """Begin anew: the server is known to be well."""
-        self._buckets.clear()
+        self._empty()
         self._refused = 0
         self._probing = False
         self._rest = FIRST_REST
@@ -131,29 +130,36 @@ class Breaker:
     def _open(self) -> None:
         self._opened_at = self._now()
         self._refused = 0
-        self._buckets.clear()
+        self._empty()
         self._become(STATE_OPEN)
 
     def _become(self, state: str) -> None:
         before, self._state = self._state, state
-        self.closed = state == STATE_CLOSED
+        closed = state == STATE_CLOSED
+        if closed is not self.closed:
+            self.closed = closed
+            Changes.made += 1
         if before != state and self._changed is not None:
             self._changed(before, state)
 
     def _count_failure(self) -> tuple[int, int]:
         """Return the calls of the window, and how many of them failed."""
-        part = int(self._now() * BUCKETS / WINDOW)
+        if self._now() >= self._bucket_ends:
+            self._begin_bucket()
         buckets = self._buckets
-        last = buckets[-1] if buckets and buckets[-1][0] == part else self._new_bucket(part)
-        last[1] += 1
-        last[2] += 1
+        buckets[-1][1] += 1
+        buckets[-1][2] += 1
         return sum(each[1] for each in buckets), sum(each[2] for each in buckets)
 
-    def _new_bucket(self, part: int) -> list[int]:
-        """Return the bucket for a part of time that has just begun."""
-        begun = [part, 0, 0]
+    def _begin_bucket(self) -> None:
+        """Begin the bucket of this part of time, and forget those outside the window."""
+        part = int(self._now() / PART)
         buckets = self._buckets
-        buckets.append(begun)
+        buckets.append([part, 0, 0])
+        self._bucket_ends = (part + 1) * PART
         while buckets[0][0] <= part - BUCKETS:
             del buckets[0]
-        return begun
+
+    def _empty(self) -> None:
+        self._buckets.clear()
+        self._bucket_ends = 0.0

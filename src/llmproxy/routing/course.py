@@ -157,7 +157,7 @@ class Course:
         server.breaker.weighs_nothing(probe=attempt.probe)
         if complaint is Complaint.BUSY:
             rest = BUSY_FOR if retry_after is None else min(retry_after, LONGEST_BUSY)
-            server.busy_until = max(server.busy_until, self._now() + rest)
+            server.rests(until=self._now() + rest)
 
     def slow(self, attempt: Attempt, seconds: float) -> Attempt | None:
         """Return the next attempt after one whose first token was late by our own measure."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from llmproxy.records import Upstream
+from llmproxy.routing.changes import Changes
 from llmproxy.routing.server import Server
 
 MOST_SERVERS = 1000  # of one source: a name that resolves to more is a mistake or an attack
@@ -110,7 +111,7 @@ class Registry:
             self._seeing_off.cancel()
         everybody = (*self.servers, *self._leaving)
         self.servers = ()
-        Server.changes += 1
+        Changes.made += 1
         self._sources.clear()
         self._leaving.clear()
         for server in everybody:
@@ -138,7 +139,7 @@ class Registry:
 
     def _changed(self) -> None:
         self.servers = tuple(server for each in self._sources.values() for server in each.values())
-        Server.changes += 1
+        Changes.made += 1
         for tell in self.on_change:
             tell()
 

@@ -179,38 +179,44 @@ class RetryBudget:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._requests: deque[list[float]] = deque()  # second, how many
-        self._retries: deque[list[float]] = deque()
-        self._asked = 0.0
-        self._retried = 0.0
+        self._requests: deque[tuple[float, int]] = deque()  # when, and how many
+        self._retries: deque[tuple[float, int]] = deque()
+        self._asked = 0  # how many requests these are
+        self._retried = 0
+        self._began = now()
+        self._lately = 0  # requests since then, which are not among them yet
 
     def request(self, now: float) -> None:
         """Count a request."""
-        self._asked += 1
-        requests = self._requests
-        if requests and now - requests[-1][0] < _GRAIN:
-            requests[-1][1] += 1
-        else:
-            self._asked -= _forget(requests, now)
-            requests.append([now, 1])
+        if now - self._began >= _GRAIN:
+            self._begin(now)
+        self._lately += 1
 
     def retry(self) -> bool:
         """Take one retry; False when there is none left for now."""
         now = self._now()
-        self._asked -= _forget(self._requests, now)
+        if now - self._began >= _GRAIN:
+            self._begin(now)
         self._retried -= _forget(self._retries, now)
-        if self._retried >= max(BUDGET_LEAST, self._asked * BUDGET_SHARE):
+        if self._retried >= max(BUDGET_LEAST, (self._asked + self._lately) * BUDGET_SHARE):
             return False
         self._retried += 1
-        self._retries.append([now, 1])
+        self._retries.append((now, 1))
         return True
+
+    def _begin(self, now: float) -> None:
+        """Begin to count anew, and put what was counted among what will be forgotten."""
+        self._requests.append((self._began, self._lately))
+        self._asked += self._lately - _forget(self._requests, now)
+        self._lately = 0
+        self._began = now
 
 
 _GRAIN = 0.1  # seconds that are counted as one
 
 
-def _forget(counts: "deque[list[float]]", now: float) -> float:
-    gone = 0.0
+def _forget(counts: "deque[tuple[float, int]]", now: float) -> int:
+    gone = 0
     while counts and now - counts[0][0] >= BUDGET_WINDOW:
         gone += counts.popleft()[1]
     return gone

@@ -1,6 +1,7 @@
 """The rules by which requests are sent on their way among the servers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmproxy import clock, codec
@@ -8,6 +9,7 @@ from llmproxy.protocol.endpoints import serves
 from llmproxy.records import Endpoint, InferenceRequest
 from llmproxy.routing import policies
 from llmproxy.routing.aliases import Aliases
+from llmproxy.routing.changes import Changes
 from llmproxy.routing.choosing import Choosing
 from llmproxy.routing.course import Attempt, Choose, Course
 from llmproxy.routing.fallbacks import Fallbacks
@@ -34,11 +36,13 @@ class Wish(NamedTuple):
     facts: Callable[[], Facts]  # what rules ask for
 
 
-class Lane(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lane:
     """Who could answer for a model, and how one of them is chosen."""
 
     servers: Sequence[Server]
-    choose: Choose | None  # None: more of a request matters for that than its model
+    choose: Choose | None  # None: more of a request matters for that, or for what is sent
+    well: bool  # each may have any number of requests, as long as none asks to be left alone
 
 
 class Router:
@@ -66,7 +70,7 @@ class Router:
         self._turns: dict[str | None, policies.RoundRobin] = {}
         self._prefixes = PrefixMemory()
         self._lanes: dict[str | None, Lane] = {}  # by model
-        self._lanes_at = -1  # what `Server.changes` was then
+        self._lanes_at = -1  # what `Changes.made` was then
 
     def usual(self, endpoint: Endpoint, model: str | None) -> Attempt | None:
         """Return the first attempt of a request of which nothing but its model matters.
@@ -75,22 +79,20 @@ class Router:
         """
         if endpoint.native or endpoint.management:
             return None
-        lane = self._lanes.get(model) if self._lanes_at == Server.changes else None
+        lane = self._lanes.get(model) if self._lanes_at == Changes.made else None
         if lane is None:
             lane = self._lane(model)
         if lane.choose is None:
             return None
         now = self._now()
         ready = lane.servers
-        for server in ready:
-            if not server.breaker.closed or server.busy_until > now or server.most:
-                ready = ready_of(ready, now)  # nearly always all of them are
-                break
-        if not ready:
-            return None
+        if not lane.well or now < Server.some_rest_until:
+            ready = ready_of(ready, now)
+            if not ready:
+                return None
         self._budget.request(now)
-        server = lane.choose(ready) if len(ready) > 1 else ready[0]
-        return Attempt(server, model, probe=not server.breaker.closed and server.breaker.begin())
+        server = lane.choose(ready)
+        return Attempt(server, model, probe=not lane.well and server.breaker.begin())
 
     def first(self, wish: Wish) -> Attempt | None:
         """Return the first attempt, if there is a server for it that is well and has a place.
@@ -112,14 +114,20 @@ class Router:
 
     def _lane(self, model: str | None) -> Lane:
         """Return the lane of a model, made once until something about a server changes."""
-        if self._lanes_at != Server.changes:
-            self._lanes_at = Server.changes
+        if self._lanes_at != Changes.made:
+            self._lanes_at = Changes.made
             self._lanes.clear()
         lane = self._lanes.get(model)
         if lane is None:
-            more = self._rules or model in self.aliases.names
+            servers = _candidates(self.registry.servers, model)
+            more = (
+                self._rules
+                or model in self.aliases.names
+                or any(server.upstream.priority for server in servers)
+            )
+            well = all(server.breaker.closed and not server.most for server in servers)
             choose = None if more else self._chooser(model)
-            lane = Lane(_candidates(self.registry.servers, model), choose)
+            lane = Lane(servers, choose, well and bool(servers))
             if len(self._lanes) < _MOST_ROWS:
                 self._lanes[model] = lane
         return lane

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from llmproxy import clock
 from llmproxy.records import Upstream
 from llmproxy.routing.breaker import Breaker
+from llmproxy.routing.changes import Changes
 from llmproxy.routing.engine_load import EngineLoad
 from llmproxy.routing.policies import burden_of
 from llmproxy.transport.interface import Transport
@@ -47,14 +48,14 @@ class Server:
         self._up = True
         self.detail = "not asked yet"  # "ok", or what the last probe found wrong
         self._draining = False
-        self.busy_until = 0.0  # it has asked to be left alone until then
+        self.busy_until = 0.0  # it has asked to be left alone until then: see `rests`
         self.back_since = NEVER
         self._now = now
         self._latency = 0.0
         self._measured_at = 0.0
 
-    changes: ClassVar[int] = 0
-    """Grows whenever it may be another set of servers that could answer a request."""
+    some_rest_until: ClassVar[float] = 0.0
+    """From when on no server, whichever it be, has asked to be left alone."""
 
     @property
     def up(self) -> bool:
@@ -64,7 +65,7 @@ class Server:
     @up.setter
     def up(self, up: bool) -> None:
         self._up = up
-        Server.changes += 1
+        Changes.made += 1
 
     @property
     def draining(self) -> bool:
@@ -74,7 +75,7 @@ class Server:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._draining = draining
-        Server.changes += 1
+        Changes.made += 1
 
     @property
     def documents(self) -> Mapping[str, Mapping[str, Any]] | None:
@@ -84,7 +85,7 @@ class Server:
     @documents.setter
     def documents(self, documents: Mapping[str, Mapping[str, Any]] | None) -> None:
         self._documents = documents
-        Server.changes += 1
+        Changes.made += 1
 
     @property
     def name(self) -> str:
@@ -176,6 +177,11 @@ class Server:
         known = self._latency * faded
         self._latency = seconds if seconds > known else seconds + (known - seconds) * faded
         self._measured_at = self._now()
+
+    def rests(self, until: float) -> None:
+        """Note that it has asked to be left alone until then."""
+        self.busy_until = max(self.busy_until, until)
+        Server.some_rest_until = max(Server.some_rest_until, until)
 
     def came_back(self) -> None:
         """Note that it serves again: it begins slowly."""
