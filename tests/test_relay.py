@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from llmproxy.keeping import Keeping
 from llmproxy.protocol.comments import KEEP_ALIVE
+from llmproxy.protocol.stream_tail import KEEP, MOST_CHUNKS
 from llmproxy.records import Clocks, Ending
-from llmproxy.relay import FOR_EVER, Relay
+from llmproxy.relay import Relay
 from llmproxy.routing.kept import KeptStream, Room
 from llmproxy.stalls import Stalls
+from llmproxy.time_left import FOR_EVER
 from llmproxy.transport.interface import Silence, Taker
 from llmproxy.types import Header, Message, Writer
 from tests.support.builders import make_context
@@ -258,6 +260,7 @@ async def test_a_stream_is_kept_as_the_client_gets_it(pieces: list[bytes]) -> No
     assert kept.delivered() == b"".join(pieces)
     assert ctx.chunks == len(pieces) + 2
     assert ctx.tail is not None and ctx.tail.finished()
+    assert all(piece in ctx.tail.last(KEEP) for piece in pieces[-MOST_CHUNKS:])
 
 
 async def test_what_is_kept_beside_the_way_is_bounded_too() -> None:

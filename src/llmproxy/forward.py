@@ -24,12 +24,13 @@ from llmproxy.protocol.request_head import origin_headers, request_headers, targ
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Ending, Endpoint, Upstream
-from llmproxy.relay import FOR_EVER, Relay, bounded
+from llmproxy.relay import Relay
 from llmproxy.routing.load_watch import ASK_FOR_LOAD, LOAD, heard
 from llmproxy.routing.retry import RETRY_AFTER, in_seconds, is_replay_safe
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
+from llmproxy.time_left import FOR_EVER, bounded
 from llmproxy.transport import Call, Outgoing
 from llmproxy.transport.interface import Repeated
 from llmproxy.types import Header, Receive, Scope, Send, WatchedExchange, watched

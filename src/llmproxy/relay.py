@@ -12,21 +12,17 @@ Raises: UpstreamBroken, UpstreamTimeout
 from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.errors import UpstreamBroken, UpstreamTimeout
-from llmproxy.keeping import Keeping
+from llmproxy.passing import Passage
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.response_head import Kind, kind_of, response_headers
-from llmproxy.protocol.several_answers import SeveralAnswers
 from llmproxy.protocol.stream_tail import Halt, StreamTail
-from llmproxy.records import Clocks, Ending, InferenceRequest
-from llmproxy.routing.kept import PLAIN
+from llmproxy.protocol.tails import tail_for
+from llmproxy.records import Clocks, Ending
 from llmproxy.stalls import Delivery
+from llmproxy.time_left import FOR_EVER, left_until
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Send, Writer, writer_of
-
-FOR_EVER = float("inf")
-# How a chunk ends that ends with an event, and so not with `[DONE]`.
-EVENT_END, EVENT_END_CRLF = b"}\n\n", b"}\r\n\r\n"
 
 
 class Relay:
@@ -43,13 +39,9 @@ class Relay:
         self.idle = clocks.idle or FOR_EVER
         self.kind = kind_of(call.headers)
         self.comment = (clocks.comment or FOR_EVER) if self.kind is Kind.EVENTS else FOR_EVER
-        self.keeping: Keeping | None = None  # the same, where it keeps the stream
         self.tail: StreamTail | None = None
-        self.ordinary = b""  # how a chunk ends that is only passed on
         self.begun = False  # the head went out
         self.answered = False  # a first byte came
-        self.failed = False  # the engine has said so, and went on
-        self.chunks = 0
 
     async def run(self, ending: Ending, *, first_byte_due: float, deadline: float) -> None:
         """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
@@ -67,8 +59,7 @@ class Relay:
         tail = self.tail = tail_for(call.status, self.kind, ending, ctx.inference)
         if tail is not None or ctx.status is None:
             ctx.tail = tail  # or an error answer comes behind the head of a stream
-        if tail is not None and tail.ending is Ending.CHAT:
-            self.ordinary = EVENT_END
+        passage = Passage(ctx.upstream, tail)
         read = call.read
 
         chunk = b""
@@ -84,20 +75,20 @@ class Relay:
         await self._begin()
 
         patience = min(self.idle, self.comment)
-        ordinary = self.ordinary
+        ordinary = passage.ordinary
         unhurried = deadline == FOR_EVER
         at_ease = 0 if patience == FOR_EVER else patience  # as `read` has it
         try:
             while chunk:
                 if chunk.endswith(ordinary):
-                    self.chunks += 1  # in line, like below
+                    passage.chunks += 1  # in line, as in a passage
                     if tail is not None:
                         tail.note(chunk)
                 else:
-                    chunk = self._looked_at(chunk)
-                    if self.failed:
+                    chunk = passage.looked_at(chunk)
+                    if passage.failed:
                         break
-                    ordinary = self.ordinary
+                    ordinary = passage.ordinary
                 if call.over:
                     break
                 delivery.count += 1
@@ -108,7 +99,7 @@ class Relay:
                 try:
                     if self.writer is not None:
                         self.writer = self.writer.direct()
-                        await self._flow(self.writer, patience, deadline)
+                        await self._flow(passage, self.writer, patience, deadline)
                     if unhurried:
                         chunk = await read(at_ease)
                         continue
@@ -124,16 +115,16 @@ class Relay:
                     chunk = b""
         finally:
             if call.status < 400:
-                ctx.chunks += self.chunks
+                ctx.chunks += passage.chunks
 
         delivery.count += 1
         delivery.sending = True
-        whole = not self.failed and (tail is None or tail.finished())
+        whole = not passage.failed and (tail is None or tail.finished())
         if chunk or whole:
             await send({"type": "http.response.body", "body": chunk, "more_body": not whole})
         delivery.sending = False
-        if self.failed:
-            raise self._failure()
+        if passage.failed:
+            raise passage.failure()
         if not whole:
             raise UpstreamBroken(f"{ctx.upstream} ended the stream before it was finished.")
 
@@ -148,57 +139,16 @@ class Relay:
         writer.begin(call.status, response_headers(call.headers, self.kind))
         return writer.end(body)
 
-    def _looked_at(self, chunk: bytes) -> bytes:
-        """Take notice of a chunk that may hold a last word; return what of it goes on."""
-        assert self.tail is not None
-        if chunk.endswith(EVENT_END_CRLF):
-            self.ordinary = EVENT_END_CRLF
-            going = chunk
-        else:
-            going = self.tail.before_the_end(chunk)
-            self.failed = len(going) < len(chunk)
-        self.chunks += 1
-        self.tail.note(going)
-        return going
-
-    async def _flow(self, writer: Writer, patience: float, deadline: float) -> None:
+    async def _flow(
+        self, passage: Passage, writer: Writer, patience: float, deadline: float
+    ) -> None:
         """Pass on what comes, without a task that is woken for it; return to what is left."""
         within = 0 if patience == FOR_EVER else patience
         ready = False
-        pass_on = self._pass_on
-        if isinstance(writer, Keeping):
-            self.keeping, pass_on = writer, self._keep_and_pass_on
+        pass_on = passage.into(writer)
         while not ready and (left := left_until(deadline)) > 0:
             ready = await self.call.flow(pass_on, within, left)
             await writer.room()
-
-    def _pass_on(self, chunk: bytes) -> bool:
-        assert self.writer is not None
-        if chunk.endswith(self.ordinary):
-            self.chunks += 1  # in line, for this is every chunk of every stream
-            if self.tail is not None:
-                self.tail.note(chunk)
-            return self.writer.write(chunk)
-        going = self._looked_at(chunk)
-        more = self.writer.write(going) if going else True
-        if self.failed:
-            raise self._failure()
-        return more
-
-    def _keep_and_pass_on(self, chunk: bytes) -> bool:
-        # This too, and so nobody is asked about a chunk that nothing is to be done to.
-        keeping = self.keeping
-        assert keeping is not None
-        kept = keeping.kept
-        left = kept.left - len(chunk)
-        if left < 0 or kept.held or not chunk.endswith(PLAIN):
-            return self._pass_on(chunk)
-        self.chunks += 1
-        if self.tail is not None:
-            self.tail.note(chunk)
-        kept.left = left
-        kept.parts.append(chunk)
-        return keeping.behind.write(chunk)
 
     async def _first(self, due: float, deadline: float) -> bytes:
         """Return the first bytes that say something: an engine's own comments do not."""
@@ -251,9 +201,6 @@ class Relay:
             return False
         return tail.finished(halt)
 
-    def _failure(self) -> UpstreamBroken:
-        return UpstreamBroken(f"{self.ctx.upstream} reported an error in mid-stream.")
-
     def _timeout(self, silent: float) -> UpstreamTimeout:
         if not self.answered:
             return UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
@@ -273,36 +220,3 @@ class Relay:
                 "headers": response_headers(call.headers, self.kind),
             }
         )
-
-
-def tail_for(
-    status: int, kind: Kind, ending: Ending, asked: InferenceRequest | None
-) -> StreamTail | None:
-    """Return what watches over the end of a stream; None when the answer is no stream."""
-    if kind is Kind.EVENTS:
-        if status != 200 or ending is Ending.NDJSON:
-            return StreamTail(Ending.UNKNOWN)
-        if ending is not Ending.CHAT or asked is None:
-            return StreamTail(ending)
-        counted = asked.include_usage is True
-        if asked.answers > 1:
-            return SeveralAnswers(asked.answers, counted=counted)
-        return StreamTail(ending, counted=counted)
-    if kind is Kind.LINES and status == 200 and ending is Ending.NDJSON:
-        return StreamTail(ending)
-    return None
-
-
-def left_until(deadline: float) -> float:
-    """Return the seconds left; never negative, infinite when there is no deadline."""
-    return max(0.0, deadline - clock.now()) if deadline != FOR_EVER else FOR_EVER
-
-
-def bounded(limit: float, deadline: float) -> float:
-    """Return a clock of ours cut to what is left of the request; 0 = no clock."""
-    if deadline == FOR_EVER:
-        return limit
-    left = min(limit or FOR_EVER, left_until(deadline))
-    if left <= 0:
-        raise UpstreamTimeout("The time set for the request was over before it was asked.")
-    return left

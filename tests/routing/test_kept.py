@@ -68,6 +68,22 @@ def test_the_bound_of_one_stream() -> None:
     assert room.used == 0
 
 
+def test_no_room_is_taken_ahead_while_half_an_event_is_held() -> None:
+    """Whoever puts in what needs no asking is to ask then; and none of the room is lost."""
+    room = Room()
+    kept = KeptStream(room)
+    kept.through(EVENTS[0])
+    assert kept.left > 0
+
+    kept.through(EVENTS[0] + b'data: {"half')
+    assert kept.left == 0
+    assert room.used == 2 * len(EVENTS[0])
+    kept.through(b'":1}\n\n')
+    assert kept.left > 0
+    kept.close()
+    assert room.used == 0
+
+
 def test_the_bound_of_all_streams() -> None:
     """One that finds no room does without."""
     room = Room(most=100)

@@ -6,8 +6,9 @@ from benchmarks.micro.stand_ins import ReadyCall, Sink, ready_stream
 from llmproxy import clock
 from llmproxy.context import RequestContext
 from llmproxy.records import Clocks, Ending
-from llmproxy.relay import FOR_EVER, Relay
+from llmproxy.relay import Relay
 from llmproxy.stalls import Delivery
+from llmproxy.time_left import FOR_EVER
 
 CLOCKS = Clocks()
 

@@ -43,8 +43,9 @@ class Room:
 class KeptStream:
     """One stream as its caller knows it.
 
-    `through` takes any chunk. Nearly all of them are PLAIN, come while nothing is `held`, and are
-    no longer than what is `left`: who has these may put them among the `parts` itself.
+    `through` takes any chunk. Nearly all of them are PLAIN and no longer than what is `left`,
+    which is nothing while half an event is held: who has these may put them among the `parts`
+    itself.
     """
 
     __slots__ = ("_room", "_taken", "failed", "held", "left", "parts", "whole")
@@ -52,7 +53,7 @@ class KeptStream:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._taken = 0  # bytes of the room
-        self.left = 0  # of what was taken
+        self.left = 0  # of what was taken, to be used without asking
         self.parts: list[bytes] = []
         self.held = b""  # half an event
         self.whole = True  # everything the caller has is kept, to the end of an event
@@ -106,10 +107,11 @@ class KeptStream:
         if len(held) > MOST_HELD:
             self._give_up()
             return data
-        self.held = held
         passed = data[:end] if held else data
         if passed:
             self._keep(passed)
+        if held:
+            self._hold(held)
         return passed
 
     def _keep(self, passed: bytes) -> None:
@@ -121,6 +123,13 @@ class KeptStream:
             return
         self.left -= size
         self.parts.append(passed)
+
+    def _hold(self, half: bytes) -> None:
+        """Hold back half an event: whatever comes next is to be seen."""
+        self.held = half
+        self._room.used -= self.left
+        self._taken -= self.left
+        self.left = 0
 
     def _take(self, needed: int) -> bool:
         """Take some of the room; tell whether there was enough."""
