@@ -34,6 +34,7 @@ class FirstToken:
         self._server = attempt.server
         self._due = attempt.asked_at + attempt.first_byte
         self._clock = asyncio.timeout(None)
+        attempt.is_late = self._clock.expired
         self.held = b""
         self._unread = b""  # of that: the first half of an event
 

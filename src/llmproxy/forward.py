@@ -15,6 +15,7 @@ from llmproxy.errors import (
     ClientGone,
     ProxyError,
     UpstreamAuth,
+    UpstreamTimeout,
     present,
 )
 from llmproxy.headers import find
@@ -81,7 +82,8 @@ class Forward:
         try:
             result = await self._attempt(scope, ctx, server, send, limit, deadline)
         except asyncio.CancelledError:
-            result = "cancelled"
+            late = attempt is not None and attempt.is_late is not None and attempt.is_late()
+            result = UpstreamTimeout.code if late else "cancelled"
             raise
         except ProxyError as error:
             result = error.code

@@ -8,10 +8,38 @@ import pytest
 
 from llmproxy.protocol.comments import KEEP_ALIVE
 from tests.support.fleet import event, fleet, speaking, text_of
-from tests.support.outside import at_rest, chat
+from tests.support.outside import at_rest, chat, until
+from tests.support.rig import Rig
 from tests.support.upstream import Exchange, Request
 
 ROLE = event({"role": "assistant", "content": ""})
+
+
+def attempts_of(proxy: Rig, server: str) -> dict[str, float]:
+    """Return what the attempts on a server were counted as."""
+    results = ("ok", "cancelled", "upstream_timeout", "upstream_error")
+    counted = {
+        result: proxy.sample("upstream_attempts_total", upstream=server, result=result)
+        for result in results
+    }
+    return {result: count for result, count in counted.items() if count}
+
+
+async def test_who_leaves_before_the_first_token_has_cancelled() -> None:
+    """That was not the server's fault, and not our clock."""
+
+    async def slow(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        exchange.chunk(ROLE)
+        await exchange.closed()
+
+    async with fleet(slow, speaking("Hello"), first_token_limit=30) as (proxy, (a, _)):
+        async with proxy.client() as client:
+            client.send(chat(stream=True))
+            await until(lambda: a.asked, "the first was asked")
+        await at_rest(proxy)
+
+        assert attempts_of(proxy, "a") == {"cancelled": 1}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +67,7 @@ async def test_a_role_is_no_first_token(settings: dict[str, Any]) -> None:
         assert answer.body.count(b'"role"') == 1
         assert len(a.asked) == 1
         assert (await proxy.log.line())["upstream"] == "b"
+        assert attempts_of(proxy, "a") == {"upstream_timeout": 1}
         commented = answer.body.startswith(KEEP_ALIVE)  # the head went out with that
         assert commented is ("keepalive_comments" in settings)
         assert answer.header(b"x-llmproxy-upstream") == (b"a" if commented else b"b")

@@ -39,6 +39,7 @@ class Attempt:
     body: bytes | None = None  # None: the request's own
     first_byte = 0.0  # seconds that it may take, if less than usual; 0 = as usual
     asks_load = False  # the server is to say in its answer how busy it is
+    is_late: Callable[[], bool] | None = None  # whether it was ended as its first token was late
     asked_at = 0.0  # when, where it matters how soon a first token comes; 0 = it does not
 
     def __init__(self, server: Server, model: str | None, *, probe: bool) -> None:
