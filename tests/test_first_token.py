@@ -28,6 +28,7 @@ def _objects(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 QUIET = [
+    event({"error": None, **chat({"role": "assistant", "content": ""})}),
     b": ping\n\n",
     event(chat({"role": "assistant", "content": ""})),
     event(chat({"role": "assistant", "content": None, "tool_calls": []})),

@@ -13,6 +13,7 @@ from llmproxy import clock, codec
 from llmproxy.errors import UpstreamTimeout
 from llmproxy.protocol.usage_text import length_of_text
 from llmproxy.routing.course import Attempt
+from llmproxy.routing.kept import says_failure
 
 MOST = 64 * 1024  # bytes that say nothing
 
@@ -71,7 +72,7 @@ def says_something(event: bytes) -> bool:
         said = codec.loads(data)
     except codec.NotJson:
         return True
-    if not isinstance(said, dict) or "error" in said:
+    if not isinstance(said, dict) or says_failure(said):
         return True
     choices = said.get("choices")
     if not isinstance(choices, list):

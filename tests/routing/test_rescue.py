@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.errors import UpstreamBroken
 from llmproxy.routing.rescue import (
     CannotContinue,
     Continuation,
@@ -240,3 +241,34 @@ def test_a_request_that_cannot_be_continued_is_not(changed: dict[str, Any]) -> N
 
     with pytest.raises(CannotContinue):
         continuing_body(asked(**changed), delivered, Way.PREFILL, "vllm")
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_an_error_that_is_null_is_none(way: Way) -> None:
+    """Some engines say in each event that there is none."""
+
+    def at_ease(stream: bytes) -> bytes:
+        return stream.replace(b"data: {", b'data: {"error":null,')
+
+    delivered = at_ease(chat(WORDS[:3], finish=None))
+    second = chat(WORDS if way is Way.AGAIN else WORDS[3:], name="other")
+    rest = rest_of(at_ease(second), delivered, way)
+
+    assert text_in(delivered + rest) == TEXT
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param({"error": {"message": "out of memory"}}, id="error"),
+        pytest.param({"error": "out of memory"}, id="words"),
+        pytest.param({"object": "error", "message": "out of memory"}, id="object"),
+    ],
+)
+def test_a_failure_of_the_second_server_is_not_passed_on(said: dict[str, Any]) -> None:
+    """However it says so; perhaps a third one can go on."""
+    delivered = chat(WORDS[:3], finish=None)
+
+    with pytest.raises(UpstreamBroken):
+        rest_of(event(said), delivered, Way.PREFILL)

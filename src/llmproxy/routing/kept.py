@@ -12,6 +12,7 @@ Rule 4: bounded per stream and in all. What is over a bound is passed on and can
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from llmproxy import codec
 
@@ -157,9 +158,14 @@ def _failure_in(data: bytes, end: int) -> tuple[int, int] | None:
             event = codec.loads(match[1])
         except codec.NotJson:
             continue
-        if isinstance(event, dict) and (event.get("error") or event.get("object") == "error"):
+        if isinstance(event, dict) and says_failure(event):
             begins = match.start()
             while data[begins : begins + 1] in (b"\r", b"\n"):
                 begins += 1
             return begins, match.end()
     return None
+
+
+def says_failure(event: dict[str, Any]) -> bool:
+    """Tell whether a server says in an event that it has failed. An `error` may be null."""
+    return isinstance(event.get("error"), dict | str) or event.get("object") == "error"

@@ -20,6 +20,7 @@ from typing import Any
 
 from llmproxy import codec
 from llmproxy.errors import UpstreamBroken
+from llmproxy.routing.kept import says_failure
 from llmproxy.routing.tally import Tally
 
 COMMENT = b": continued by another server\n\n"
@@ -72,7 +73,7 @@ def read_delivered(kept: bytes, *, chat: bool) -> Delivered:
         if data == b"[DONE]":
             raise CannotContinue("finished")
         event = _parsed(data)
-        if "error" in event:
+        if says_failure(event):
             raise CannotContinue("error")
         about = about or {key: event[key] for key in _ABOUT if key in event}
         pieces = [_text_of(choice, chat=chat) for choice in event.get("choices") or ()]
@@ -216,7 +217,7 @@ class Continuation:
                 raise CannotContinue("differs")
             return b"data: [DONE]\n\n"
         event = _parsed(data)
-        if "error" in event:
+        if says_failure(event):
             raise UpstreamBroken("The model server reported an error in mid-stream.")
         choices = event.get("choices") or []
         silent = bool(choices)
