@@ -217,7 +217,7 @@ class Trial:
     async def _pass_on(self, kept: KeptStream, message: Message) -> None:
         body: bytes = message.get("body", b"")
         last = not message.get("more_body", False)
-        going = self._through(kept, body)
+        going = self._through(kept, body, last=last)
         if kept.failed:  # this was not the end, whatever the server says
             if going:
                 await self._with_head({**message, "body": going, "more_body": True})
@@ -230,12 +230,14 @@ class Trial:
         if going or last:
             await (self._send(message) if self._head_held is None else self._with_head(message))
 
-    def _through(self, kept: KeptStream, body: bytes) -> bytes:
+    def _through(self, kept: KeptStream, body: bytes, *, last: bool = False) -> bytes:
         """Return what goes out of what came in."""
         continuation = self._continuation
         if continuation is not None:
             self._begin()  # it answers, whether any of that is new to the client or not
             body = continuation.feed(body)
+            if last:
+                body += continuation.rest()
             if body and not continuation.announced:
                 continuation.announced = True
                 body = CONTINUED + body

@@ -104,6 +104,32 @@ async def test_another_server_finishes_the_text(
             assert asked == ASKED
 
 
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "ended"])
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "at_once"])
+async def test_a_last_word_without_its_blank_line_is_told_with_it(apart: bool, cut: bool) -> None:
+    """The second server closes right behind its `[DONE]`: the stream is finished none the less."""
+
+    async def brief(exchange: Exchange, request: Request) -> None:
+        exchange.begin()
+        exchange.chunk(event({"content": TEXT}))
+        finish = event({}, "stop")
+        for piece in (finish, b"data: [DONE]") if apart else (finish + b"data: [DONE]",):
+            exchange.chunk(piece)
+            await asyncio.sleep(0.02)
+        if cut:
+            exchange.close()
+        else:
+            exchange.end()
+
+    async with fleet(breaking(BEGUN, _reset), brief) as (proxy, _):
+        answer, whole = await proxy.asked(chat())
+
+        assert whole
+        assert text_of(answer.body) == TEXT
+        assert answer.body.endswith(b"}\n\n" + DONE)
+        assert answer.body.count(DONE) == 1
+
+
 async def test_a_text_that_differs_is_no_continuation() -> None:
     """The stream ends in an error, and what the client has is what the first server said."""
     async with fleet(breaking(BEGUN, _reset), speaking("Something else")) as (proxy, _):

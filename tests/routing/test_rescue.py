@@ -272,3 +272,26 @@ def test_a_failure_of_the_second_server_is_not_passed_on(said: dict[str, Any]) -
 
     with pytest.raises(UpstreamBroken):
         rest_of(event(said), delivered, Way.PREFILL)
+
+
+@pytest.mark.parametrize("way", list(Way))
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\r"], ids=repr)
+def test_a_last_word_without_its_blank_line_is_told_with_it(end: bytes, way: Way) -> None:
+    """The server has closed right behind it."""
+    delivered = chat(WORDS[:3], finish=None)
+    second = chat(WORDS if way is Way.AGAIN else WORDS[3:], name="other")
+    continuation = Continuation(read_delivered(delivered, chat=True), way)
+    rest = continuation.feed(second.removesuffix(b"\n\n") + end) + continuation.rest()
+
+    assert text_in(delivered + rest) == TEXT
+    assert rest.endswith(b"}\n\ndata: [DONE]\n\n")
+    assert continuation.rest() == b""
+
+
+def test_half_an_event_at_the_end_is_left_out() -> None:
+    """Nobody could read it, and nobody will finish it."""
+    delivered = chat(WORDS[:3], finish=None)
+    continuation = Continuation(read_delivered(delivered, chat=True), Way.PREFILL)
+    continuation.feed(chat(WORDS[3:], name="other", finish=None) + b'data: {"choi')
+
+    assert continuation.rest() == b""

@@ -35,6 +35,7 @@ _PREFILL: dict[str, dict[str, object]] = {
     "lmstudio": {},
 }
 
+_DONE = b"[DONE]"
 _BLANK = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINES = re.compile(rb"\r\n|\n|\r")
 
@@ -70,7 +71,7 @@ def read_delivered(kept: bytes, *, chat: bool) -> Delivered:
     tally = Tally()
     about: dict[str, Any] = {}
     for data in _events_of(kept):
-        if data == b"[DONE]":
+        if data == _DONE:
             raise CannotContinue("finished")
         event = _parsed(data)
         if says_failure(event):
@@ -208,11 +209,16 @@ class Continuation:
             raise CannotContinue("event")
         return b"".join(out)
 
+    def rest(self) -> bytes:
+        """Return the last word where the second stream ends without a blank line behind it."""
+        left, self._left = self._left, b""
+        return self._event(left) if _data_of(left) == _DONE else b""
+
     def _event(self, lines: bytes) -> bytes:
         data = _data_of(lines)
         if data is None:
             return b""  # its own comments say nothing to the caller
-        if data == b"[DONE]":
+        if data == _DONE:
             if not self.has_caught_up:
                 raise CannotContinue("differs")
             return b"data: [DONE]\n\n"
