@@ -112,26 +112,6 @@ class Router:
         server = self._choose(ready, wish, model)
         return Attempt(server, model, probe=server.breaker.begin())
 
-    def _lane(self, model: str | None) -> Lane:
-        """Return the lane of a model, made once until something about a server changes."""
-        if self._lanes_at != Changes.made:
-            self._lanes_at = Changes.made
-            self._lanes.clear()
-        lane = self._lanes.get(model)
-        if lane is None:
-            servers = _candidates(self.registry.servers, model)
-            more = (
-                self._rules
-                or model in self.aliases.names
-                or any(server.upstream.priority for server in servers)
-            )
-            well = all(server.breaker.closed and not server.most for server in servers)
-            choose = None if more else self._chooser(model)
-            lane = Lane(servers, choose, well and bool(servers))
-            if len(self._lanes) < _MOST_ROWS:
-                self._lanes[model] = lane
-        return lane
-
     def course(self, wish: Wish, first: Attempt | None = None) -> Course:
         """Return the way of one request, of which the first attempt may have been made."""
         model, tags = self._wanted(wish)
@@ -153,18 +133,6 @@ class Router:
             now=self._now,
         )
 
-    def _wanted(self, wish: Wish) -> tuple[str | None, frozenset[str]]:
-        """Return the model that a request is for, and the tags of servers that may get it."""
-        tags: frozenset[str] = frozenset()
-        model = wish.asked.model
-        if self._rules:
-            decision = self._rules.decide(wish.facts())
-            tags = decision.tags
-            model = decision.model or model
-        if self.aliases:
-            model = self.aliases.resolve(model, self._who(wish))
-        return model, tags
-
     def candidates(
         self, model: str | None, wish: Wish, tags: frozenset[str] = frozenset()
     ) -> Sequence[Server]:
@@ -180,6 +148,43 @@ class Router:
         if tags:
             servers = [server for server in servers if not tags.isdisjoint(server.upstream.tags)]
         return _candidates(servers, model)
+
+    def _lane(self, model: str | None) -> Lane:
+        """Return the lane of a model, made once until something about a server changes."""
+        if self._lanes_at != Changes.made:
+            self._lanes_at = Changes.made
+            self._lanes.clear()
+        lane = self._lanes.get(model)
+        if lane is None:
+            servers = _candidates(self.registry.servers, model)
+            more = (
+                self._rules
+                or model in self.aliases.names
+                or any(server.upstream.priority for server in servers)
+            )
+            well = all(server.breaker.closed and not server.most for server in servers)
+            choose = None if more else self._chooser(model)
+            lane = Lane(servers, choose, well and bool(servers))
+            if len(self._lanes) < _MOST_ROWS:
+                self._lanes[model] = lane
+        return lane
+
+    def _wanted(self, wish: Wish) -> tuple[str | None, frozenset[str]]:
+        """Return the model that a request is for, and the tags of servers that may get it."""
+        tags: frozenset[str] = frozenset()
+        model = wish.asked.model
+        if self._rules:
+            decision = self._rules.decide(wish.facts())
+            tags = decision.tags
+            model = decision.model or model
+        if self.aliases:
+            model = self.aliases.resolve(model, self._who(wish))
+        return model, tags
+
+    def _who(self, wish: Wish) -> str | None:
+        """Return who stays with the target of an alias that it got once."""
+        session = wish.fields.get(b"x-session-id")
+        return session.decode("latin-1") if session else wish.key
 
     def _choose(self, able: Sequence[Server], wish: Wish, model: str | None) -> Server:
         if len(able) == 1:
@@ -216,11 +221,6 @@ class Router:
                 self._turns.clear()
             turns = self._turns[model] = policies.RoundRobin()
         return turns
-
-    def _who(self, wish: Wish) -> str | None:
-        """Return who stays with the target of an alias that it got once."""
-        session = wish.fields.get(b"x-session-id")
-        return session.decode("latin-1") if session else wish.key
 
     def _session(self, wish: Wish) -> bytes | None:
         session = session_of(wish.fields, None)
