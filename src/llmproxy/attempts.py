@@ -20,8 +20,8 @@ from llmproxy.means import Means
 from llmproxy.protocol.request_options import TIMEOUT, timeout_of
 from llmproxy.rescuing import Failure
 from llmproxy.routing.course import Attempt
+from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.load_watch import wants_header
-from llmproxy.routing.rescue import CannotContinue
 from llmproxy.trial import Trial
 from llmproxy.types import ASGIApp, Receive, Scope, Send, writer_of
 from llmproxy.wishes import wish_of

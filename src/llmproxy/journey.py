@@ -20,8 +20,8 @@ from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.rescuing import Failure, Rescuer, is_over
 from llmproxy.routing.course import Attempt, Course
+from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.entry import entered
-from llmproxy.routing.rescue import CannotContinue
 from llmproxy.routing.router import Wish
 from llmproxy.trial import Refusal, Trial
 from llmproxy.types import Header

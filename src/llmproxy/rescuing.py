@@ -16,15 +16,10 @@ from llmproxy.errors import UpstreamError, UpstreamTimeout, present
 from llmproxy.means import Rescue
 from llmproxy.metrics import Metrics
 from llmproxy.outgoing import with_class
+from llmproxy.routing.continuing import NotThisWay, continuing_body, ways
 from llmproxy.routing.course import Attempt, Course
-from llmproxy.routing.rescue import (
-    CannotContinue,
-    Continuation,
-    NotThisWay,
-    continuing_body,
-    read_delivered,
-    ways,
-)
+from llmproxy.routing.delivered import CannotContinue, read_delivered
+from llmproxy.routing.rescue import Continuation
 from llmproxy.trial import Trial
 
 Failure = UpstreamError | CannotContinue

@@ -19,9 +19,10 @@ from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
 from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.response_head import Kind, kind_of
 from llmproxy.routing.course import Attempt
+from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.kept import BLANK_LINES, KeptStream
 from llmproxy.routing.rescue import COMMENT as CONTINUED
-from llmproxy.routing.rescue import CannotContinue, Continuation
+from llmproxy.routing.rescue import Continuation
 from llmproxy.routing.retry import seconds_of
 from llmproxy.types import Header, Message, Send
 

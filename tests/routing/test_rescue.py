@@ -10,14 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.errors import UpstreamBroken
-from llmproxy.routing.rescue import (
-    CannotContinue,
-    Continuation,
-    Way,
-    continuing_body,
-    read_delivered,
-    ways,
-)
+from llmproxy.routing.continuing import Way, continuing_body, ways
+from llmproxy.routing.delivered import CannotContinue, read_delivered
+from llmproxy.routing.rescue import Continuation
 
 WORDS = ["Once", " upon", " a", " time", " there", " wäre", " 猫", "."]
 TEXT = "".join(WORDS)
