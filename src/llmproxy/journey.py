@@ -72,11 +72,11 @@ class Journey:
     async def after(self, attempt: Attempt, failure: Failure | None) -> Attempt | None:
         """Return the attempt after one that came to nothing; None when its refusal was told."""
         if self._rescuer is not None:
-            return await self._rescuer.after(attempt, failure)
+            return await self._gone_on(self._rescuer, attempt, failure)
         assert not isinstance(failure, CannotContinue)  # nobody was asked to
         if failure is not None and self.trial.begun:
             self._rescuer = self._rescue(attempt, failure)
-            return await self._rescuer.after(attempt, failure)
+            return await self._gone_on(self._rescuer, attempt, failure)
         following = self._following(attempt, failure)
         if following is None or not await self._pause(following):
             await self._give_up()
@@ -125,9 +125,18 @@ class Journey:
             ctx=self.ctx,
             course=self.course,
             deadline=self.deadline,
-            rescue=self.means.rescue,
-            metrics=self.means.metrics,
+            means=self.means,
         )
+
+    async def _gone_on(
+        self, rescuer: Rescuer, attempt: Attempt, failure: Failure | None
+    ) -> Attempt:
+        """Return who goes on with a stream that broke."""
+        before = rescuer.waited
+        try:
+            return await rescuer.after(attempt, failure)
+        finally:
+            self.ctx.paused += rescuer.waited - before
 
     def _lost(self, why: str) -> None:
         """Count a stream that broke and that nobody is asked to go on with."""

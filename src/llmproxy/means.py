@@ -29,6 +29,9 @@ class Means:
     first_token: float
     """Seconds after which a stream is tried elsewhere; 0 = never."""
 
+    comment: float
+    """Seconds after which a stream that waits for a server gets a comment; 0 = never."""
+
     total: float
     """Seconds after which a request must be over; 0 = never."""
 

@@ -92,6 +92,7 @@ def _routing(engines: Engines, settings: Settings, metrics: Metrics) -> Part:
         room=Room(),
         rescue=settings.rescue,
         first_token=settings.first_token_limit,
+        comment=settings.keepalive_comments,
         total=settings.timeout_total,
         metrics=metrics,
     )

@@ -120,6 +120,10 @@ class Trial:
         """Send the event in which a server has said that it failed."""
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
+    async def keep_alive(self) -> None:
+        """Send a comment while nobody is asked. The client is between two events."""
+        await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+
     def send(self, message: Message) -> Awaitable[None]:
         """Send what goes to the client. No coroutine: it would cost each message 0.5 us."""
         if message["type"] == "http.response.start":

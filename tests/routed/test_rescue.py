@@ -6,6 +6,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 
+from llmproxy.protocol.comments import KEEP_ALIVE
 from llmproxy.routing.rescue import COMMENT
 from tests.support.client import request_bytes
 from tests.support.fleet import (
@@ -21,7 +22,7 @@ from tests.support.fleet import (
     speaking,
     text_of,
 )
-from tests.support.outside import half_open, server_named, until
+from tests.support.outside import at_rest, half_open, server_named, until
 from tests.support.upstream import Exchange, Request
 
 PATH = b"/v1/chat/completions"
@@ -184,6 +185,76 @@ async def test_who_took_over_and_broke_is_not_hidden() -> None:
         assert (await proxy.log.line())["rescues"] == 1
         assert proxy.sample("rescues_total", result="rescued") == 1
         assert proxy.sample("rescues_total", result="nobody") == 1
+
+
+def _held(text: str) -> tuple[Answering, asyncio.Event]:
+    """Return what answers the first who asks when it is told to, and everybody else at once."""
+    go_on = asyncio.Event()
+
+    async def answer(exchange: Exchange, request: Request) -> None:
+        if b"hold" in request.body:
+            await go_on.wait()
+        await speaking(text)(exchange, request)
+
+    return answer, go_on
+
+
+async def test_a_full_server_is_waited_for_to_go_on() -> None:
+    """As it is before a first attempt; the client gets comments meanwhile."""
+    busy, go_on = _held(TEXT)
+    full, first = Member(busy, options=";max_inflight=1"), breaking(BEGUN, _reset)
+    async with (
+        fleet(full, first, keepalive_comments=0.01) as (proxy, (a, b)),
+        proxy.client() as client,
+    ):
+        holding = chat(messages=[{"role": "user", "content": "hold"}])
+        held = asyncio.create_task(proxy.ask(holding))
+        await until(lambda: a.asked, "the only place is taken")
+        client.send(chat())
+        await client.until(b"fox")
+        waited = await client.until(KEEP_ALIVE)
+        assert (len(a.asked), len(b.asked)) == (1, 1)
+        go_on.set()
+        rest = await client.until(b"[DONE]")
+        await held
+
+        assert b"data:" not in waited.partition(b"fox")[2]
+        assert COMMENT in rest and b"dog" in rest and b"fox" not in rest
+        assert len(a.asked) == 2
+        assert proxy.sample("rescues_total", result="rescued") == 1
+        await at_rest(proxy)
+
+
+@pytest.mark.parametrize(
+    ("queue_timeout", "timeout", "result"),
+    [(1.1, b"60", "nobody"), (60.0, b"0.5", "deadline")],
+    ids=["queue", "deadline"],
+)
+async def test_a_full_server_is_not_waited_for_too_long(
+    queue_timeout: float, timeout: bytes, result: str
+) -> None:
+    """Then the stream ends in what it broke with."""
+    busy, go_on = _held(TEXT)
+    full, first = Member(busy, options=";max_inflight=1"), breaking(BEGUN, _reset)
+    async with fleet(full, first, queue_timeout=queue_timeout, keepalive_comments=0) as (
+        proxy,
+        (a, _),
+    ):
+        holding = chat(messages=[{"role": "user", "content": "hold"}])
+        held = asyncio.create_task(proxy.ask(holding))
+        await until(lambda: a.asked, "the only place is taken")
+        asking = request_bytes(
+            PATH, body=orjson.dumps(ASKED), headers=[(b"x-llmproxy-timeout", timeout)]
+        )
+        answer, whole = await proxy.asked(asking)
+        go_on.set()
+        await held
+
+        assert not whole
+        assert text_of(answer.body) == BEGUN
+        assert KEEP_ALIVE not in answer.body
+        assert proxy.sample("rescues_total", result=result) == 1
+        await at_rest(proxy)
 
 
 async def test_who_took_over_and_was_left_has_rescued() -> None:

@@ -176,17 +176,21 @@ class Course:
         self.history.shut_out(attempt.server.name)
 
     def rescuer(self, attempt: Attempt, *, fallback: bool) -> Attempt | None:
-        """Return who may go on with a stream that broke.
+        """Return who may go on with a stream that broke; raise when all who may are full.
 
         It is not counted as a retry: there is at most one for each stream that was being
         served, so that it cannot become more work than a fleet has had already.
         """
         if self.history.left <= 0:
             return None
+        at = self._at
         found = self._find()
-        if found is None or (found[1] != attempt.model and not fallback):
-            return None
-        return self._take(*found)
+        if found is not None and (found[1] == attempt.model or fallback):
+            return self._take(*found)
+        if self._is_full(attempt.model):
+            self._at = at
+            raise Full(attempt.model)
+        return None
 
     def has_another(self, attempt: Attempt) -> bool:
         """Tell whether somebody else could be asked if this server took too long."""
@@ -276,7 +280,8 @@ class Course:
     def _is_full(self, model: str | None) -> bool:
         """Tell whether a server would be asked if it had not so much to do."""
         return any(
-            server.full and server.breaker.lets_through() for server in self._candidates(model)
+            server.full and server.breaker.lets_through() and self.history.may_ask(server.name)
+            for server in self._candidates(model)
         )
 
     def _nobody(self) -> Exception:

@@ -1,7 +1,9 @@
-"""The first attempt of a request that cannot be made at once.
+"""The attempts that cannot be made at once: the first, and one that is to go on with a stream.
 
 Rule 1: a full server is waited for; a model that nobody has is looked for once.
 Rule 2: who was called and goes on, with a place or without, passes the turn on: nobody else would.
+Rule 3: whoever has begun an answer takes the place that is free; if there is none, it waits behind
+        all others.
 """
 
 from collections.abc import Awaitable, Callable
@@ -54,6 +56,29 @@ async def entered(
         if called:
             places.pass_on(row)  # there may be more than the one place
         return course, attempt
+
+
+async def gone_on(
+    course: Course,
+    places: Places,
+    broken: Attempt,
+    *,
+    fallback: bool,
+    deadline: float,
+    meanwhile: Callable[[], Awaitable[None]],
+) -> Attempt | None:
+    """Return who goes on with a stream that broke, once it has a place; None when nobody can."""
+    until, called = places.until(deadline), False
+    try:
+        while True:
+            try:
+                return course.rescuer(broken, fallback=fallback)
+            except Full as full:
+                await places.wait(full.model, until=until, first=called, meanwhile=meanwhile)
+                called = True
+    finally:
+        if called:
+            places.pass_on(broken.model)
 
 
 def _refusal(router: Router, unknown: Unknown) -> ProxyError:

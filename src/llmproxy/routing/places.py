@@ -5,6 +5,7 @@ Whoever waits for the same model is served in the order in which they came.
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 from llmproxy import clock
 from llmproxy.errors import Overloaded
@@ -31,11 +32,19 @@ class Places:
         """Return when somebody who comes now has waited for long enough."""
         return min(deadline, clock.now() + self._within) if self._within else deadline
 
-    async def wait(self, model: str | None, *, until: float, first: bool = False) -> None:
+    async def wait(
+        self,
+        model: str | None,
+        *,
+        until: float,
+        first: bool = False,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Return when a server of this model may have a place.
 
         `first`: it was this one's turn already, and somebody was faster. Who has waited must
-        `pass_on` the turn when it goes on, with a place or without.
+        `pass_on` the turn when it goes on, with a place or without. `meanwhile` is done about
+        every LOOK_EVERY.
         """
         if self.waiting >= self._most:
             raise _full()
@@ -49,6 +58,8 @@ class Places:
                 if left <= 0:
                     raise _full()
                 await asyncio.wait((called,), timeout=min(left, LOOK_EVERY))
+                if meanwhile is not None and not called.done():
+                    await meanwhile()
                 if row and row[0] is called:
                     return  # a server may have come back without a request that ends
         except BaseException:
