@@ -18,12 +18,14 @@ from llmproxy.means import Means
 from llmproxy.outgoing import body_for
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.protocol.request_options import deadline_of
+from llmproxy.protocol.splice import STEP
 from llmproxy.rescuing import Failure, Rescuer, is_over
 from llmproxy.routing.course import Attempt, Course
 from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.entry import entered
 from llmproxy.routing.router import Wish
 from llmproxy.trial import Refusal, Trial
+from llmproxy.turns import my_turn
 from llmproxy.types import Header
 
 NO_MORE: tuple[Header, ...] = ((b"x-should-retry", b"false"),)
@@ -62,7 +64,11 @@ class Journey:
 
     async def first(self) -> Attempt:
         """Return the first attempt."""
-        means = self.means
+        means, body = self.means, self.ctx.body
+        if isinstance(body, bytes) and len(body) > STEP:
+            # With another model's name it is copied, and understood once more. Before a server is
+            # chosen: between that and the attempt nobody else may have its place.
+            await my_turn()
         attempt = None if means.places.waiting else means.router.first(self.wish)
         if attempt is None:
             attempt = await self._later()

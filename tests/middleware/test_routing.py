@@ -5,13 +5,16 @@ import asyncio
 import pytest
 
 from llmproxy.assembly import assemble
-from llmproxy.context import get_context
+from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import InvalidRequest, UpstreamUnreachable
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.routing import RoutingMiddleware
+from llmproxy.outgoing import body_for
 from llmproxy.protocol.endpoints import CHAT
+from llmproxy.protocol.splice import STEP
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import InferenceRequest
+from llmproxy.routing.course import Attempt
 from llmproxy.routing.server import Server
 from llmproxy.settings import Settings
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,6 +120,42 @@ async def test_a_request_that_is_answered_gives_everything_back() -> None:
         assert given_back(routing, servers)
         # Only of a stream is it known when its first token came.
         assert any(server.latency for server in servers) == stream
+
+
+async def test_large_bodies_get_another_model_s_name_in_different_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is copied, and understood once more; the small ones wait for none of them."""
+    turn = 0
+    named: list[tuple[int, int]] = []  # the turn, and the size
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    def noting(attempt: Attempt, ctx: RequestContext) -> bytes | None:
+        assert isinstance(ctx.body, bytes)
+        named.append((turn, len(ctx.body)))
+        return body_for(attempt, ctx)
+
+    monkeypatch.setattr("llmproxy.journey.body_for", noting)
+    routing, _ = routed(Engine("", stream=False), aliases="x=m")
+    asked = InferenceRequest("x", prompt_bytes=2)
+    small = b'{"model":"x"}'
+    large = small[:-1] + b',"prompt":"%b"}' % (b"x" * STEP)
+    counting = asyncio.create_task(turns())
+    await asyncio.gather(
+        *(
+            drive(routing, ctx=make_context(inference=asked, endpoint=CHAT, body=body))
+            for body in (large, large, small, large)
+        )
+    )
+    counting.cancel()
+
+    assert named[0][1] == len(small)
+    assert len({turn for turn, size in named if size == len(large)}) == 3
 
 
 async def test_an_upload_names_the_model_of_each_attempt() -> None:
