@@ -25,6 +25,8 @@ EVENT_END, EVENT_END_CRLF = b"}\n\n", b"}\r\n\r\n"
 class Passage:
     """The way of one answer's chunks."""
 
+    __slots__ = ("_upstream", "chunks", "failed", "ordinary", "tail")
+
     def __init__(self, upstream: str | None, tail: StreamTail | None) -> None:
         self._upstream = upstream
         self.tail = tail

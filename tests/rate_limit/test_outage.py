@@ -31,7 +31,7 @@ ASKED = InferenceRequest(model="llama", max_tokens=100, prompt_bytes=400)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again sooner than in production."""
-    monkeypatch.setattr("llmproxy.rate_limit.limiter.RETRY", 0.02)
+    monkeypatch.setattr("llmproxy.rate_limit.arrears.RETRY", 0.02)
 
 
 class Far:
@@ -163,7 +163,7 @@ async def test_what_was_held_before_is_given_back_after() -> None:
         await eventually(lambda: far.settled > 0, "the settling of what was kept")
 
         assert await left(far, each) == pytest.approx([2, 960, 960], abs=0.1)
-        assert not len(made._unsettled)
+        assert not len(made._arrears)
 
 
 async def test_what_was_let_in_meanwhile_is_counted_after() -> None:
@@ -234,7 +234,7 @@ async def test_what_is_dropped_is_told(caplog: pytest.LogCaptureFixture) -> None
     far = Far()
     async with limiting(far, "5 concurrent", counters=Counting()) as made:
         reservation = await reserve(made)
-        made._unsettled._most = 0
+        made._arrears._unsettled._most = 0
         far.away = True
         await made.settle(reservation, Usage())
 

@@ -7,45 +7,32 @@ Rule 3: while the store cannot be asked, each worker keeps its share of the limi
         Whoever has a hard budget is turned away meanwhile, unless it is configured otherwise.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal, Protocol
 
 from llmproxy import clock
 from llmproxy.errors import StoreUnavailable
+from llmproxy.rate_limit.arrears import Arrears
 from llmproxy.rate_limit.estimate import NOTHING, Estimator, Seen
 from llmproxy.rate_limit.openai_headers import BUDGET_REACHED
 from llmproxy.rate_limit.plans import Line, Plan, Plans
+from llmproxy.rate_limit.pricing import Prices, Pricing
 from llmproxy.rate_limit.refusals import cut_short, refusal, standing
-from llmproxy.rate_limit.reservation import Price, Reservation, Ticket, Wanted
-from llmproxy.rate_limit.unsettled import Settled, Unsettled
+from llmproxy.rate_limit.reservation import Reservation, Ticket, Wanted
+from llmproxy.rate_limit.unsettled import Settled
 from llmproxy.records import Budget, Endpoint, InferenceRequest, Limit, Principal, Usage
 from llmproxy.store.interface import Grant, Immediate, Meters, Reading, Unavailable
 
 STEP = 256  # tokens that a running stream reserves at a time, beyond its estimate
-RETRY = 0.5  # seconds between two tries to settle what an outage has left
-AT_A_TIME = 500  # of these in one call
 AWAY = 5  # seconds after which to ask again: within as many the store is found when it is back
 MOST_WARNINGS = 1000  # soft budgets that have been warned of
-MOST_UNPRICED = 100  # models that are warned of: callers may ask for any name
 
 _new = tuple.__new__  # 0.2 us faster than a call of the class
 
 ChargeCancelled = Literal["counted", "reported", "none"]
 
 log = logging.getLogger("llmproxy")
-
-
-class Prices(Protocol):
-    """What tokens cost."""
-
-    def price(self, model: str | None, at: float) -> Price | None:
-        """Return what holds for a model at a time; None = no price."""
-
-    def dearest(self, at: float) -> Price | None:
-        """Return the highest price that holds at a time."""
 
 
 class Counters(Protocol):
@@ -101,15 +88,13 @@ class Limiter:
         self._store = store
         self._local = local
         self._plans = Plans(limits, budgets, workers=workers, at_once=at_once)
-        self._prices = prices
+        self._pricing = Pricing(prices)
         self._closed = store_down == "closed"
         self._counters: Counters = counters or NobodyCounts()
         self._estimator = Estimator()
-        self._unsettled = Unsettled(workers)
-        self._settler: asyncio.Task[None] | None = None
+        self._arrears = Arrears(store, self._counters, workers=workers)
         self._away = False
         self._warned: dict[str, float] = {}  # until when not again
-        self._unpriced: set[str] = set()
 
     async def reserve(
         self,
@@ -168,7 +153,7 @@ class Limiter:
         steps = max(1, -int((reservation.allowed - counted) // STEP))
         more = float(steps * STEP)
         reservation.allowed += more
-        price = self._price_now(reservation, model)
+        price = self._pricing.of_answer(reservation, model)
         cost = price.most(0, more) if price is not None else 0.0
         lines = [line for line in reservation.plan.lines if line.kind == "cut"]
         local = reservation.local
@@ -253,21 +238,14 @@ class Limiter:
 
     async def aclose(self) -> None:
         """Settle what is left, as far as the store can be asked."""
-        settler, self._settler = self._settler, None
-        if settler is not None and settler.get_loop() is asyncio.get_running_loop():
-            settler.cancel()
-            with suppress(asyncio.CancelledError):
-                await settler
-        await self._settle_kept()
-        if len(self._unsettled):
-            self._drop(len(self._unsettled))
+        await self._arrears.aclose()
 
     def _asked_for(self, plan: Plan, endpoint: Endpoint, asked: InferenceRequest) -> Reservation:
         """Return how much a request takes of what it meets."""
         estimate = NOTHING
         if plan.counts:
             estimate = self._estimator.estimate(plan.subject, endpoint, asked)
-        price = self._price(asked.model) if plan.costs else None
+        price = self._pricing.price(asked.model) if plan.costs else None
         return Reservation(plan, asked, estimate, price)
 
     def _let_in(self, reservation: Reservation, wanted: Wanted, grant: Grant) -> None:
@@ -295,7 +273,7 @@ class Limiter:
         if plan.counts and usage is not None:
             usage = reservation.estimate.believed(usage, seen)
             self._learn(reservation, usage, seen)
-            price = self._price_now(reservation, model)
+            price = self._pricing.of_answer(reservation, model)
             if price is not None:
                 cost = price.cost(usage)
         local = reservation.local
@@ -313,7 +291,7 @@ class Limiter:
             if unit != "req":
                 taken.append((meter, amount, actual))
             if local and actual:
-                self._keep((line.meter, 0.0, actual), owner="")
+                self._arrears.keep((line.meter, 0.0, actual), owner="")
         return taken
 
     def _learn(self, held: Reservation | Ticket, usage: Usage, seen: Seen | None) -> None:
@@ -339,76 +317,7 @@ class Limiter:
             await self._store.settle(taken, owner)
         else:
             for settled in taken:
-                self._keep(settled, owner)
-
-    def _keep(self, settled: Settled, owner: str) -> None:
-        """Keep a settlement until the store is back, and see to it that somebody looks."""
-        before = self._unsettled.dropped
-        self._unsettled.keep(settled, owner, clock.now())
-        if self._unsettled.dropped != before:
-            self._drop(1)
-        loop = asyncio.get_running_loop()
-        settler = self._settler
-        if settler is None or settler.done() or settler.get_loop() is not loop:
-            self._settler = loop.create_task(self._settle_later())
-
-    async def _settle_later(self) -> None:
-        while len(self._unsettled):
-            await asyncio.sleep(RETRY)
-            await self._settle_kept()
-
-    async def _settle_kept(self) -> None:
-        """Settle what is kept, if the store is back."""
-        if not len(self._unsettled) or not self._store.available:
-            return
-        try:
-            alive = (await self._store.take(())).owner
-        except Unavailable:
-            return
-        waiting = [
-            (owner, entries[start : start + AT_A_TIME])
-            for owner, entries in self._unsettled.take_out(clock.now(), alive).items()
-            for start in range(0, len(entries), AT_A_TIME)
-        ]
-        while waiting:
-            owner, entries = waiting.pop()
-            try:
-                await self._store.settle(entries, owner)
-            except asyncio.CancelledError:
-                self._keep_again(waiting)  # without the one that is on its way
-                raise
-
-    def _keep_again(self, waiting: Sequence[tuple[str, Sequence[Settled]]]) -> None:
-        now = clock.now()
-        for owner, entries in waiting:
-            for settled in entries:
-                self._unsettled.keep(settled, owner, now)
-
-    def _drop(self, count: int) -> None:
-        self._counters.settlements_dropped(count)
-        if self._may_warn("dropped", 60.0):
-            log.error("the store is away for too long: some of what was used is not written down")
-
-    def _price(self, model: str | None) -> Price | None:
-        if self._prices is None:
-            return None
-        now = clock.wall()
-        price = self._prices.price(model, now)
-        if price is not None:
-            return price
-        if len(self._unpriced) < MOST_UNPRICED:
-            name = (model or "")[:80]
-            if name not in self._unpriced:
-                self._unpriced.add(name)
-                log.warning("a model without a price is charged like the dearest: %r", name)
-        # To let it through for nothing would be a hole in every budget.
-        return self._prices.dearest(now)
-
-    def _price_now(self, reservation: Reservation, model: str | None) -> Price | None:
-        """Return the price of the model that answers."""
-        if model is None or model == reservation.asked.model or not reservation.plan.costs:
-            return reservation.price
-        return self._price(model)
+                self._arrears.keep(settled, owner)
 
     def _warn_of_budgets(self, reservation: Reservation, readings: Sequence[Reading]) -> None:
         for place in reservation.plan.soft:
