@@ -6,19 +6,17 @@ Rule 2: what says nothing is held back: the next server may say it again, and un
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable
 
 from llmproxy import clock, codec
 from llmproxy.errors import UpstreamTimeout
 from llmproxy.protocol.usage_text import length_of_text
 from llmproxy.routing.course import Attempt
+from llmproxy.routing.delivered import BLANK, data_of
 from llmproxy.routing.kept import says_failure
 
 MOST = 64 * 1024  # bytes that say nothing
 
-_BLANK = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_DATA = re.compile(rb"(?:^|[\r\n])data: ?([^\r\n]*)")
 _QUIET = frozenset(
     {
         *("message_start", "content_block_start", "ping"),
@@ -56,7 +54,7 @@ class FirstToken:
     def take(self, piece: bytes, *, last: bool) -> bool:
         """Take what has come; tell whether that, with what is held, is to be passed on."""
         self.held += piece
-        *whole, self._unread = _BLANK.split(self._unread + piece)
+        *whole, self._unread = BLANK.split(self._unread + piece)
         came = last or len(self.held) > MOST or any(map(says_something, whole))
         left = self._due - clock.now()
         self._clock.reschedule(None if came else asyncio.get_running_loop().time() + left)
@@ -65,7 +63,7 @@ class FirstToken:
 
 def says_something(event: bytes) -> bool:
     """Tell whether an event is more than preliminaries."""
-    data = b"\n".join(_DATA.findall(event))
+    data = data_of(event)
     if not data:
         return False
     try:
