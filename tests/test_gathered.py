@@ -7,8 +7,9 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.gathered import Gathered
-from llmproxy.protocol.splice import STEP
+from llmproxy.gathered import Gathered, joined
+from llmproxy.turns import STEP
+from tests.support.turns import counted_turns
 
 MIB = 1024 * 1024
 
@@ -85,21 +86,22 @@ async def test_a_large_body_is_there_once() -> None:
 
 async def test_everybody_else_has_turns_while_a_body_is_put_together() -> None:
     """Also while the pieces move to where there is room for all, and when no length was said."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    waiting = asyncio.create_task(others())
     gathered = Gathered(None)
-    for _ in range(8):
-        await gathered.add(bytes(STEP))
-    assert turns >= 7
-    turns = 0
-    await gathered.whole()
-    waiting.cancel()
+    async with counted_turns() as turns:
+        for _ in range(8):
+            await gathered.add(bytes(STEP))
+        assert turns.count >= 7
+        turns.count = 0
+        await gathered.whole()
 
-    assert turns >= 8
+    assert turns.count >= 8
+
+
+async def test_a_body_that_something_was_put_into_is_put_together_in_steps() -> None:
+    """Between two of them everybody else has a turn."""
+    body = os.urandom(8 * STEP)
+    async with counted_turns() as turns:
+        made = await joined((b"{", memoryview(body)))
+
+    assert made == b"{" + body
+    assert turns.count >= 8

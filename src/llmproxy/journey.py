@@ -18,14 +18,13 @@ from llmproxy.means import Means
 from llmproxy.outgoing import body_for
 from llmproxy.protocol.engine_errors import Complaint
 from llmproxy.protocol.request_options import deadline_of
-from llmproxy.protocol.splice import STEP
 from llmproxy.rescuing import Failure, Rescuer, is_over
 from llmproxy.routing.course import Attempt, Course
 from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.entry import entered
 from llmproxy.routing.router import Wish
 from llmproxy.trial import Refusal, Trial
-from llmproxy.turns import my_turn
+from llmproxy.turns import STEP, my_turn
 from llmproxy.types import Header
 
 NO_MORE: tuple[Header, ...] = ((b"x-should-retry", b"false"),)

@@ -11,6 +11,8 @@ import asyncio
 import threading
 from collections import deque
 
+STEP = 1024 * 1024  # bytes that are copied in one step
+
 _Waiting = deque["asyncio.Future[None]"]
 
 

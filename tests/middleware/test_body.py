@@ -23,6 +23,7 @@ from llmproxy.types import EXCHANGE, Header, Message, Receive, Scope, Send
 from llmproxy.upload import IncomingUpload
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context
+from tests.support.turns import counted_turns
 
 JSON: Header = (b"content-type", b"application/json")
 CHUNKED: Header = (b"transfer-encoding", b"chunked")
@@ -309,14 +310,6 @@ LARGE_TEXT = b'{"model":"m","prompt":"%b"}' % ("日本語".encode() * LARGE)
 
 async def test_that_a_large_body_is_text_is_seen_in_steps() -> None:
     """It takes as long as everything else that is to be understood of it."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing is answered."""
 
@@ -328,17 +321,14 @@ async def test_that_a_large_body_is_text_is_seen_in_steps() -> None:
         ctx = make_context(endpoint=CHAT, body=None, inference=None, fields=fields)
         server = Server(body)
         scope = {"type": "http", "method": "POST", SCOPE_KEY: ctx, "extensions": {EXCHANGE: server}}
-        before = turns
-        await layer(scope, server.receive, nothing)
+        async with counted_turns() as turns:
+            await layer(scope, server.receive, nothing)
         assert ctx.inference == InferenceRequest(model="m", prompt_bytes=len(body))
-        return turns - before
+        return turns.count
 
     layer = BodyMiddleware(inside, max_body=len(LARGE_TEXT), max_upload=100, within=5)
-    counting = asyncio.create_task(others())
-    await asyncio.sleep(0)
     plain = LARGE_TEXT.decode().encode("ascii", "replace").ljust(len(LARGE_TEXT))
     more = await turns_for(LARGE_TEXT) - await turns_for(plain)
-    counting.cancel()
 
     assert more >= len(LARGE_TEXT) // (2 * LARGE)
 

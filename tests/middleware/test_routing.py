@@ -11,7 +11,7 @@ from llmproxy.metrics import Metrics
 from llmproxy.middleware.routing import RoutingMiddleware
 from llmproxy.outgoing import body_for
 from llmproxy.protocol.endpoints import CHAT
-from llmproxy.protocol.splice import STEP
+from llmproxy.turns import STEP
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import InferenceRequest
 from llmproxy.routing.course import Attempt

@@ -12,7 +12,7 @@ from llmproxy.errors import UpstreamBroken
 from llmproxy.middleware.usage import LONGEST_REFUSAL, UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS, NATIVE, UNDERSTOOD
 from llmproxy.protocol.inference import read_inference
-from llmproxy.protocol.splice import STEP
+from llmproxy.turns import STEP
 from llmproxy.protocol.usage_option import Refusals
 from llmproxy.records import Usage
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of

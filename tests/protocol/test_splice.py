@@ -1,9 +1,6 @@
 """Putting a body together from what it was and what is put in."""
 
-import asyncio
-import os
-
-from llmproxy.protocol.splice import READ_AGAIN, STEP, joined, spliced, tries
+from llmproxy.protocol.splice import READ_AGAIN, spliced, tries
 
 
 def test_bytes_are_put_in_the_place_of_others() -> None:
@@ -17,22 +14,3 @@ def test_a_large_body_is_tried_less_often() -> None:
     assert tries(b"x" * 1000, 8) == 8
     assert tries(bytes(READ_AGAIN // 4), 8) == 3
     assert tries(bytes(2 * READ_AGAIN), 8) == 2
-
-
-async def test_a_large_body_is_put_together_in_steps() -> None:
-    """Between two of them everybody else has a turn."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    body = os.urandom(8 * STEP)
-    waiting = asyncio.create_task(others())
-    made = await joined((b"{", memoryview(body)))
-    waiting.cancel()
-
-    assert made == b"{" + body
-    assert turns >= 8

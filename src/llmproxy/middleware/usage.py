@@ -19,13 +19,15 @@ from collections.abc import Awaitable
 from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import missing, present
+from llmproxy.gathered import joined
 from llmproxy.protocol.response_head import Kind, kind_of
-from llmproxy.protocol.splice import STEP, Pieces, joined
+from llmproxy.protocol.splice import Pieces
 from llmproxy.protocol.usage_chunk import UsageChunk, end_of_answers
 from llmproxy.protocol.usage_option import Refusals, refuses, with_usage
 from llmproxy.protocol.usage_tap import METERED, UsageTap
 from llmproxy.protocol.usage_trace import CR, LF, Trace
 from llmproxy.records import Ending, InferenceRequest
+from llmproxy.turns import STEP
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, Writer, writer_of
 
 LONGEST_REFUSAL = 64 * 1024  # bytes; FastAPI repeats the whole request in one

@@ -4,14 +4,9 @@ The event loop does nothing else meanwhile: so there is one copy, and a large bo
 as often as a small one.
 """
 
-import io
-
-from llmproxy.turns import my_turn
-
 Pieces = tuple[bytes | memoryview, ...]
 """A body before it is put together."""
 
-STEP = 1024 * 1024  # bytes that are copied before others have their turn
 READ_AGAIN = 16 * 1024 * 1024  # bytes of candidates that are read for one request
 
 
@@ -24,13 +19,3 @@ def spliced(body: bytes, start: int, end: int, put_in: bytes) -> bytes:
 def tries(body: bytes, most: int) -> int:
     """Return how many candidates of this size may be read to see whether they are right."""
     return min(most, max(2, READ_AGAIN // (len(body) + 1)))
-
-
-async def joined(pieces: Pieces) -> bytes:
-    """Put a large body together, a step in each turn of the loop."""
-    made = io.BytesIO(bytes(sum(map(len, pieces))))  # or it would be copied as it grows
-    for piece in pieces:
-        for start in range(0, len(piece), STEP):
-            await my_turn()
-            made.write(piece[start : start + STEP])
-    return made.getvalue()
