@@ -141,6 +141,17 @@ def test_one_attempt_finds_out_about_a_server_that_failed() -> None:
     assert again is not None and not again.probe
 
 
+def test_when_all_are_down_all_are_asked() -> None:
+    """By their probes: what those say may be wrong, and nobody else could answer."""
+    way = router("a", "b")
+    a, b = way.registry.servers
+
+    a.up = False
+    assert asked(way) == {"b"}
+    b.up = False
+    assert asked(way) == {"a", "b"}
+
+
 def test_an_open_breaker_keeps_requests_away_from_one_of_several() -> None:
     """At once, without a new list of who could answer."""
     way = router("a", "b", "c")
