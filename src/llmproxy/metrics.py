@@ -22,6 +22,7 @@ MOST_MODELS = 200
 LONGEST_MODEL = 128  # characters
 OTHER = "other"
 
+_COMPLETED = Outcome.COMPLETED  # looking a member up in its Enum takes three times as long
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 
 State = dict[str, list[tuple[list[str], Any]]]
@@ -75,7 +76,7 @@ class Metrics:
         `answering` is the model that has answered, where that is not the one asked for: no caller
         has named it, it stands behind an alias or in a fallback chain.
         """
-        if upstream is not None and outcome is Outcome.COMPLETED and model not in self._models:
+        if upstream is not None and outcome is _COMPLETED and model not in self._models:
             self._learn(model)
         server = upstream or ""
         label = self._label(model)
@@ -86,7 +87,8 @@ class Metrics:
             if answering is not None and answering != model:
                 self._learn(answering)
                 label = self._label(answering)
-            prompt, completion, cached, reasoning, _ = usage
+            prompt, completion = usage.prompt, usage.completion
+            cached, reasoning = usage.cached, usage.reasoning
             tokens = self._tokens
             tokens[label, "prompt"] += prompt
             tokens[label, "completion"] += completion

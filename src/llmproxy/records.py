@@ -4,7 +4,9 @@ import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
+
+import msgspec
 
 from llmproxy.types import Header
 
@@ -32,10 +34,11 @@ class Endpoint:
     native: bool = False  # a path of one engine's own API, outside /v1/
 
 
-class InferenceRequest(NamedTuple):
+class InferenceRequest(msgspec.Struct, frozen=True, gc=False):
     """What a caller asked for, as far as the proxy needs to know it.
 
-    A tuple, because one is made for every request: a frozen dataclass takes 0.35 us longer.
+    A struct, because one is made for every request: it is made, and its fields are read, in a
+    third of the time that a named tuple takes.
     """
 
     model: str | None = None
@@ -195,7 +198,7 @@ class Principal:
         object.__setattr__(self, "bound", bound)
 
 
-class Usage(NamedTuple):  # for the same reason
+class Usage(msgspec.Struct, frozen=True, gc=False):  # for the same reason
     """What one request has used."""
 
     prompt: int = 0

@@ -7,6 +7,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmproxy.errors import InvalidJson, InvalidRequest
 from llmproxy.protocol.inference import LARGE, read_inference
@@ -25,7 +26,7 @@ def understood(body: bytes) -> InferenceRequest:
     """Return what is understood, apart from the size, which the two ways cannot share."""
     asked = read_inference(body)
     assert asked.prompt_bytes == len(body)
-    return asked._replace(prompt_bytes=0)
+    return replace(asked, prompt_bytes=0)
 
 
 def verdict(body: bytes) -> InferenceRequest | None:

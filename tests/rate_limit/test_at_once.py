@@ -10,6 +10,7 @@ from llmproxy.errors import RateLimited
 from llmproxy.headers import of_lines
 from llmproxy.protocol.endpoints import CHAT, MODELS
 from llmproxy.rate_limit.budgets import budgets
+from llmproxy.rate_limit.estimate import FIRST_GUESS
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.limits import limits
 from llmproxy.rate_limit.reservation import Reservation, Ticket
@@ -32,7 +33,9 @@ CALLS = st.lists(
             st.sampled_from(["llama", "gpt"]),
             st.sampled_from([None, 1, 100, 900, 5000, 10**18, "7", -1, True]),
         ),
-        st.sampled_from([None, Usage(100, 30), Usage(9, 10**7), Usage(-3, 5), Usage(10**9, 1)]),
+        st.sampled_from(
+            [None, Usage(100, 30), Usage(9, 10**7), Usage(-3, 5), Usage(9, -3), Usage(10**9, 1)]
+        ),
     ),
     max_size=40,
 )
@@ -131,6 +134,20 @@ def test_the_strictest_of_several_limits_is_told() -> None:
         told.append(dict(of_lines(ticket.head_lines))[b"x-ratelimit-limit-requests"])
 
     assert told == [b"5", b"5", b"5", b"6", b"6", b"6"]
+
+
+@pytest.mark.parametrize(("most", "learnt"), [(None, True), (30, False)])
+def test_what_is_usual_is_learnt_from_answers_of_no_set_length(
+    most: int | None, learnt: bool
+) -> None:
+    """How long one is that its caller has limited tells nothing of the others."""
+    made = limiter("1000000 tok/min", short=True)
+    limited = InferenceRequest(model="llama", max_tokens=most)
+    for _ in range(20):
+        settle(made, made.reserve_now(ANNA, None, CHAT, limited), Usage(0, 30), Seen())
+
+    held = made.reserve_now(ANNA, None, CHAT, InferenceRequest(model="llama"))
+    assert (held.estimate.tokens < FIRST_GUESS) is learnt
 
 
 def test_addresses_that_come_once_are_forgotten() -> None:

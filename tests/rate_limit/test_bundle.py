@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmproxy.headers import of_lines
 from llmproxy.rate_limit.bundle import Bundle, Told
-from llmproxy.rate_limit.openai_headers import duration, form
+from llmproxy.rate_limit.openai_headers import duration, filled_in, form
 from llmproxy.store.counters import Counters
 from llmproxy.store.interface import Kind, Meter
 
@@ -81,7 +81,7 @@ def test_a_bundle_counts_like_the_rest(
                 held.append(amount)
         elif held:
             taken = held.pop()
-            bundle.settle(taken, amount)
+            bundle.settle(taken - amount)
             plain.settle(
                 [
                     (meter, fixed or taken, 0.0 if meter.kind is Kind.HELD else amount)
@@ -112,6 +112,18 @@ def test_two_bundles_share_what_they_have_in_common() -> None:
     assert let_in == [True] * 5 + [False]
 
 
+def test_two_bundles_share_a_place_that_was_forgotten() -> None:
+    """Who has kept it from before is not let in beside those who have found it anew."""
+    counters = Counters()
+    one, other = (bundled(counters, METERS[4:], Clock()) for _ in range(2))
+    counters.created = 10
+    counters.forget(1000.0, 0.0)
+    assert counters.forgotten
+
+    let_in = [each.take(0) is not None for each in (one, other, one, other)]
+    assert let_in == [True] * 3 + [False]
+
+
 def test_a_late_charge_meets_its_rate() -> None:
     """What was taken may have drained and been forgotten; what it was counts all the same."""
     clock, counters = Clock(), Counters()
@@ -122,7 +134,7 @@ def test_a_late_charge_meets_its_rate() -> None:
     counters.created = 10
     counters.forget(clock.now, 0.0)
     assert counters.forgotten
-    bundle.settle(1, 41)
+    bundle.settle(-40)
 
     assert counters.read([tokens], clock.now, 0.0)[0].left == pytest.approx(60)
 
@@ -149,11 +161,27 @@ def test_others_hold_places_of_the_same_meter() -> None:
     counters.settle([(places, 1.0, 0.0)], OWNER, clock.now, 0.0)
     assert counters.read([places], clock.now, 0.0)[0].left == 2
 
-    bundle.settle(0, 0)
+    bundle.settle(0)
     assert counters.read([places], clock.now, 0.0)[0].left == 3
 
     assert counters.take([(places, 3.0)], OWNER, clock.now, 0.0).granted
     assert bundle.take(0) is None
+
+
+@given(waits=st.lists(st.sampled_from([0.0, 0.3, 2.4, 4.8, 7.2]), min_size=1, max_size=20))
+def test_what_is_left_is_told_as_everywhere(waits: list[float]) -> None:
+    """In whole numbers, also where a float has come out a hair below one."""
+    clock, plain = Clock(), Counters()
+    meter, fixed = METERS[0]
+    bundle = bundled(Counters(), METERS[:1], clock)
+    for wait in waits:
+        clock.now += wait
+        grant = plain.take([(meter, fixed)], OWNER, clock.now, 0.0)
+        told = bundle.take(0)
+        assert (told is not None) is grant.granted
+        if told is not None:
+            left, resets_in, _ = grant.readings[0]
+            assert told == filled_in(form("req", meter.limit), left, resets_in)
 
 
 @given(seconds=st.sampled_from([0.0, 1e-9, 0.0004, 0.25, 0.9985, 0.9995, 1.0, 8.64, 360.0]))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmproxy.protocol.endpoints import CHAT, MODELS, OTHER, UNDERSTOOD
 from llmproxy.rate_limit.estimate import (
@@ -188,8 +189,8 @@ def test_the_truth_is_charged_where_the_guess_was_short() -> None:
     truth = Usage(prompt=2000, completion=9000, cached=500, reasoning=8000)
 
     assert estimate().believed(truth) is truth
-    assert estimate().believed(truth._replace(completion=LONGEST_OUTPUT)).completion == 131_072
-    assert estimate().believed(truth._replace(prompt=1_000_000)).prompt == 1_000_000
+    assert estimate().believed(replace(truth, completion=LONGEST_OUTPUT)).completion == 131_072
+    assert estimate().believed(replace(truth, prompt=1_000_000)).prompt == 1_000_000
 
 
 def test_parts_are_never_more_than_the_whole() -> None:

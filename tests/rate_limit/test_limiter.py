@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llmproxy.errors import QuotaSpent, RateLimited
 from llmproxy.headers import of_lines
@@ -169,7 +170,7 @@ async def test_what_can_never_fit_is_not_tried_again() -> None:
     made = limiter("1000 tok/min")
 
     with pytest.raises(RateLimited) as refused:
-        await reserve(made, asked=ASKED._replace(max_tokens=10**9))
+        await reserve(made, asked=replace(ASKED, max_tokens=10**9))
 
     assert value(refused.value.headers, b"x-should-retry") == b"false"
     assert value(refused.value.headers, b"retry-after") is not None
@@ -190,7 +191,7 @@ async def test_nobody_is_refused_for_ever_by_a_guess() -> None:
 async def test_whatever_is_asked_for_counts(said: Any) -> None:
     """Nothing that can stand in a body makes an answer free."""
     made = limiter("100000 tok/day", "100000 tok/day")
-    asked = ASKED._replace(max_tokens=said)
+    asked = replace(ASKED, max_tokens=said)
 
     assert await admitted(made, 1000, asked=asked) <= 1000 * 100 // 100
 
@@ -381,7 +382,7 @@ async def test_a_model_without_a_price_is_told_of(caplog: pytest.LogCaptureFixtu
     assert len(caplog.records) == 1
 
     for number in range(1000):
-        await reserve(made, asked=ASKED._replace(model=f"model-{number}\n"))
+        await reserve(made, asked=replace(ASKED, model=f"model-{number}\n"))
     assert len(caplog.records) <= 100
     assert all("\n" not in record.getMessage() for record in caplog.records)
 
@@ -415,7 +416,7 @@ async def test_nothing_is_learnt_from_answers_that_the_caller_has_limited() -> N
             await reserve(made, asked=short), Usage(prompt=100, completion=5), FINISHED
         )
 
-    assert (await reserve(made, asked=short._replace(max_tokens=None))).estimate.output == 512
+    assert (await reserve(made, asked=replace(short, max_tokens=None))).estimate.output == 512
 
 
 async def test_a_running_stream_asks_for_more() -> None:
@@ -508,7 +509,7 @@ async def live_through(steps: Any) -> None:
             before = await standing_of(made)
             try:
                 running.append(
-                    await reserve(made, principal=first, asked=ASKED._replace(max_tokens=second))
+                    await reserve(made, principal=first, asked=replace(ASKED, max_tokens=second))
                 )
             except (RateLimited, QuotaSpent):
                 assert await standing_of(made) == pytest.approx(before, abs=0.1)

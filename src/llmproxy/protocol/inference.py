@@ -82,7 +82,6 @@ _FIRST_PROMPTS = msgspec.json.Decoder(
 _TOKEN_LISTS = msgspec.json.Decoder(list[_Passed])
 _VALUES = msgspec.json.Decoder(list[msgspec.Raw])
 _BEGINNING = re.compile(rb"\[[ \t\r\n]*(.)", re.DOTALL)
-_new = tuple.__new__  # 0.2 us faster than a call of the class
 _ERRORS = (codec.NotJson, msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -145,19 +144,16 @@ def read_inference(
             most = None  # another name is heeded there
     else:
         most = _limit(get, ending)
-    return _new(
-        InferenceRequest,
-        (
-            model,
-            get("stream") is True,
-            None if said is None else _include_usage(said),
-            most,
-            choices,
-            size,
-            get("store") is False,
-            said is not None or "stream_options" in fields,
-            answers,
-        ),
+    return InferenceRequest(
+        model,
+        get("stream") is True,
+        None if said is None else _include_usage(said),
+        most,
+        choices,
+        size,
+        get("store") is False,
+        said is not None or "stream_options" in fields,
+        answers,
     )
 
 

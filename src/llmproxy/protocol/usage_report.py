@@ -11,7 +11,6 @@ import re
 from llmproxy import codec
 from llmproxy.records import Usage
 
-_new = tuple.__new__  # faster than a call of the class
 MOST = 100_000_000  # tokens; the longest context there is has a tenth of it
 
 _PROMPT, _COMPLETION, _CACHED, _REASONING, _TOTAL, _READ, _WRITTEN = range(7)
@@ -113,7 +112,4 @@ class Report:
         """Return all of it, around these two."""
         get = self._said.get
         cached, reasoning = get(_READ, get(_CACHED, 0)), get(_REASONING, 0)
-        return _new(
-            Usage,
-            (prompt, completion, min(cached, prompt), min(reasoning, completion), estimated),
-        )
+        return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion), estimated)

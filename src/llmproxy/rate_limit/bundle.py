@@ -3,26 +3,21 @@
 `Counters` takes any meters in any order and answers with a record for each. Most requests meet the
 same few rates and places every time, so these are looked up once, asked in one go, and told of in
 one text. What is counted are the very same rates and accounts, and a test holds the two ways side
-by side; whoever is refused here asks `Counters` why.
+by side; whoever is refused here asks `Counters` why, which may let in one that is over by a hair.
 """
 
 from collections.abc import Sequence
+from math import floor
 from typing import Any, NamedTuple
 
 from llmproxy.rate_limit.openai_headers import HAIR, MILLISECONDS, duration
-from llmproxy.store.counters import Account, Rate, most
+from llmproxy.store.counters import Account, Rate
 from llmproxy.store.interface import Immediate, Meter
 
-
-class BundledRate(NamedTuple):
-    """One rate, and what of its limit would else be looked up or worked out for each request."""
-
-    rate: Rate
-    fixed: float  # what each request takes of it; 0 = its tokens
-    pace: float
-    limit: float  # with a hair on it, for what is told
-    top: float  # the level that it may come to
-    each: float  # milliseconds that one of it takes to drain
+# A rate, and what of its limit would else be looked up or worked out for each request: what each
+# takes of it (0 = its tokens), its pace, its limit with a hair on it, and the milliseconds that one
+# of it takes to drain. A plain tuple is taken apart in a ninth of the time that a named one needs.
+BundledRate = tuple[Rate, float, float, float, float]
 
 
 class Told(NamedTuple):
@@ -51,63 +46,68 @@ class Bundle:
 
     def take(self, tokens: float) -> bytes | None:
         """Take one request with so many tokens, or nothing; return what its answer tells of it."""
-        now = self._clock()
-        if self._forgotten != self._counters.forgotten:
-            self._look_up(now)
+        clock = self._clock  # no method: asked for like one, it would be looked for in vain first
+        now = clock()
         for place, last in self._places:
             if place.held + place.bundled > last:
-                self._take_back(place, tokens)
-                return None
-            place.bundled += 1
+                return self._refuse(place, tokens)
+            place.bundled += 1.0
         told: tuple[Any, ...] = ()
-        for rate, fixed, pace, limit, top, each in self._rates:
+        for rate, fixed, pace, limit, each in self._rates:
             used = fixed or tokens
             level = rate.level - (now - rate.at) * pace
             if level > 0.0:
                 used += level
-            left = limit - used
-            if left < 0.0:
-                if used > top:
-                    self._take_back(rate, tokens)
-                    return None
-                left = 0.0
+            if used > limit:
+                return self._refuse(rate, tokens)
             rate.level = used
             rate.at = now
             wait = used * each + 0.999999  # rounded up
-            told += left, MILLISECONDS[int(wait)] if wait < 1000.0 else duration(used * each / 1000)
+            # Whole numbers are written into bytes in a third of the time that floats take.
+            told += (
+                floor(limit - used),
+                MILLISECONDS[floor(wait)] if wait < 1000.0 else duration(used * each / 1000),
+            )
         form = self._form
         return form % told if form is not None else self._strictest(told)
 
-    def settle(self, tokens: float, actual: float) -> None:
-        """Put what a request really was in the place of what was taken; its place is free."""
-        if actual > tokens:
-            self._charge(actual - tokens)
+    def settle(self, less: float) -> None:
+        """Let a request end that took so much less than expected, or more; its place is free."""
+        if less < 0.0:
+            self._charge(-less)
         else:
             # It may be given back now or when the rate is next looked at: what drains in between
             # is the same, and a level below zero is taken for none by whoever looks. A rate that
             # was forgotten has drained, and there is nothing to give back.
-            less = tokens - actual
             for rate in self._by_tokens:
                 rate.level -= less
         for place in self._held:
-            place.bundled -= 1
+            place.bundled -= 1.0
 
     def _charge(self, more: float) -> None:
         now = self._clock()
         if self._forgotten != self._counters.forgotten:
             self._look_up(now)
-        for rate, fixed, pace, *_ in self._rates:
+        for rate, fixed, pace, _, _ in self._rates:
             if not fixed:
                 level = rate.level - (now - rate.at) * pace
                 rate.level = more + level if level > 0.0 else more
                 rate.at = now
+
+    def _refuse(self, refusing: Rate | Account, tokens: float) -> bytes | None:
+        """Take nothing; or try again with those that have taken the place of forgotten ones."""
+        self._take_back(refusing, tokens)
+        if self._forgotten == self._counters.forgotten:
+            return None
+        self._look_up(self._clock())
+        return self.take(tokens)
 
     def _take_back(self, refusing: Rate | Account, tokens: float) -> None:
         """Undo what was taken before the one that refuses."""
         for place, _ in self._places:
             if place is refusing:
                 return
-            place.bundled -= 1
+            place.bundled -= 1.0
         for rate, fixed, *_ in self._rates:
             if rate is refusing:
                 return
@@ -124,21 +124,17 @@ class Bundle:
         return b"".join(lines)
 
     def _look_up(self, now: float) -> None:
-        """Find the rates and accounts, which are forgotten when they stand at nothing."""
+        """Find the rates and accounts, which are forgotten when they stand at nothing.
+
+        A forgotten one refuses: so it is enough to look whether one was when one has refused.
+        """
         counters = self._counters
-        self._rates = [
-            BundledRate(
-                counters.rate(meter, now),
-                fixed,
-                meter.pace,
-                meter.limit + HAIR,
-                most(meter),
-                meter.each * 1000,
-            )
+        self._rates: list[BundledRate] = [
+            (counters.rate(meter, now), fixed, meter.pace, meter.limit + HAIR, meter.each * 1000)
             for unit in self._units
             for meter, fixed, _ in unit
         ]
-        self._by_tokens = [each.rate for each in self._rates if not each.fixed]
+        self._by_tokens = [rate for rate, fixed, *_ in self._rates if not fixed]
         self._held = [counters.place(meter) for meter in self._meters]
         # With how many may be held before one more is taken.
         self._places = [

@@ -9,7 +9,10 @@ Rule 3: a model server is believed as far as what it says is possible; beyond th
 """
 
 from collections import OrderedDict
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 
@@ -20,7 +23,6 @@ FIRST_GUESS = 512  # tokens of output, where nothing was learnt yet
 LONGEST_OUTPUT = 131_072  # tokens; no model of today writes more in one answer
 LONGEST_PROMPT = 2_097_152  # tokens behind a short body, a stored dialogue say; no model takes more
 MOST_LEARNT = 4096  # pairs of key and model
-_new = tuple.__new__  # 0.3 us faster than a call of the class
 _WEIGHT = 1 / 8  # of the newest answer: old habits are forgotten after some twenty
 
 WRITING = frozenset({"chat", "completions", "responses", "messages"})
@@ -40,7 +42,7 @@ class Seen(Protocol):
         """Whether it came to its own end."""
 
 
-class Estimate(NamedTuple):
+class Estimate(msgspec.Struct, frozen=True, gc=False):  # made and read in a third of the time
     """What one request is expected to take."""
 
     tokens: float  # prompt and output, most likely
@@ -82,8 +84,8 @@ class Estimate(NamedTuple):
         completion = max(completion, 0)
         cached = min(max(usage.cached, 0), prompt)
         reasoning = min(max(usage.reasoning, 0), completion)
-        return usage._replace(
-            prompt=prompt, completion=completion, cached=cached, reasoning=reasoning
+        return replace(
+            usage, prompt=prompt, completion=completion, cached=cached, reasoning=reasoning
         )
 
 
@@ -115,7 +117,8 @@ class Estimator:
             return Estimate(prompt, 0, LONGEST_OUTPUT if name in MAKING else 0, False, size)
         said: object = asked.max_tokens  # of whatever type the caller has chosen
         if type(said) is int and 0 < said <= MOST and asked.choices == 1:
-            return _new(Estimate, (prompt + said, said, said, True, size))
+            # A float, for that is what rates are counted in: converted once, not at every step.
+            return Estimate(prompt + said + 0.0, said, said, True, size)
         count = _count(asked.choices) or 1
         if type(said) is int and said > 0:
             output: float = min(said * count, MOST)

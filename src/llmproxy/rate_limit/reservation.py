@@ -1,7 +1,9 @@
 """What one request has been let in with, and how much it asks for."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from llmproxy.rate_limit.bundle import Bundle
 from llmproxy.rate_limit.estimate import Estimate
@@ -79,7 +81,7 @@ class Reservation:
         return full if full <= limit else max(limit, sure)
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True, gc=False):  # as an estimate is, for the same reason
     """What is held for a request that meets nothing but limits, all of them counted here."""
 
     bundle: Bundle

@@ -63,7 +63,7 @@ class Account:
         self.spent = 0.0
         self.held = 0.0
         self.owners: dict[str, float] = {}
-        self.bundled = 0  # held too, but by whom nobody asks: it was taken in a bundle
+        self.bundled = 0.0  # held too, but by whom nobody asks: it was taken in a bundle
 
     def hold(self, owner: str, amount: float) -> None:
         """Add to what an owner holds."""
@@ -92,7 +92,7 @@ class Counters:
         self.holds: OrderedDict[str, Account] = OrderedDict()
         self.budgets: OrderedDict[str, Account] = OrderedDict()
         self.created = 0  # since somebody last looked for what can be forgotten
-        self.forgotten = 0  # how many were: whoever keeps one must find it anew
+        self.forgotten = 0  # how many were
         self._calendar = Calendar()
 
     def take(self, wanted: Wanted, owner: str, now: float, wall: float) -> Grant:
@@ -152,13 +152,17 @@ class Counters:
         return tuple(self._reading(meter, self._used(meter, now, wall), wall) for meter in meters)
 
     def forget(self, now: float, wall: float) -> None:
-        """Look at some of the oldest and forget what is as good as new: twice what was created."""
+        """Look at some of the oldest and forget what is as good as new: twice what was created.
+
+        What is forgotten is full from then on: whoever has kept it is refused, and finds it anew.
+        """
         look, self.created = 2 * self.created, 0
         for _ in range(min(look, len(self.rates))):
             name, rate = self.rates.popitem(last=False)
             if rate.empty > now:
                 self.rates[name] = rate
             else:
+                rate.level = inf
                 self.forgotten += 1
         for accounts in (self.holds, self.budgets):
             for _ in range(min(look, len(accounts))):
@@ -170,6 +174,7 @@ class Counters:
                 ):
                     accounts[name] = account
                 else:
+                    account.held = inf
                     self.forgotten += 1
 
     def _used(self, meter: Meter, now: float, wall: float) -> float:
