@@ -4,6 +4,7 @@ Each field is assigned by the one layer that `WRITERS` names; a test reads the s
 holds the table. Values are frozen records, so whoever reads a field can rely on it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from llmproxy.types import Scope
 if TYPE_CHECKING:
     from llmproxy.protocol.stream_tail import StreamTail
     from llmproxy.protocol.usage_tap import UsageTap
+    from llmproxy.rate_limit.reservation import Reservation, Ticket
     from llmproxy.routing.course import Attempt
 
 SCOPE_KEY = "llmproxy.context"
@@ -92,6 +94,13 @@ class RequestContext:
     tap: "UsageTap | None" = None
     """Tells at any time what the request has used; None where nobody wants to know."""
 
+    held: "Ticket | Reservation | None" = None
+    """What the request was let in with."""
+
+    settle: "Settle | None" = None
+    """Settles that, to be called once the request has ended; None when it is not held any more,
+    or whoever let it in does so without being called."""
+
     charged: Usage | None = None
     """What a caller who left is charged; None where that is what the tap has counted."""
 
@@ -121,6 +130,9 @@ class RequestContext:
         return self.outgoing if self.outgoing is not None else self.body
 
 
+Settle = Callable[[RequestContext, Usage | None, bool], None]
+"""Is given what the request has used, as far as somebody has counted, and whether it was left."""
+
 WRITERS = {
     "client": "observe",
     "path": "entrance",
@@ -141,6 +153,8 @@ WRITERS = {
     "rescues": "rescuing",
     "limit_lines": "rate_limit",
     "tap": "usage",
+    "held": "rate_limit",
+    "settle": "rate_limit",
     "charged": "rate_limit",
     "queued": "admission",
     "paused": "journey",

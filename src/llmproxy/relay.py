@@ -4,7 +4,7 @@ The commit point is the first byte of the body. Until it nothing was sent, and t
 could be replaced by another; after it an answer is completed truthfully or ends in an error.
 A keep-alive comment commits the status and the headers, not the content.
 
-Reads:  first_byte_at, inference, status, upstream
+Reads:  first_byte_at, inference, limit_lines, status, upstream
 Writes: chunks, first_byte_at, tail
 Raises: UpstreamBroken, UpstreamTimeout
 """
@@ -14,7 +14,7 @@ from llmproxy.context import RequestContext
 from llmproxy.errors import UpstreamBroken, UpstreamTimeout
 from llmproxy.passing import Passage
 from llmproxy.protocol.comments import KEEP_ALIVE, is_only_comment
-from llmproxy.protocol.response_head import Kind, kind_of, response_headers
+from llmproxy.protocol.response_head import WHOLE, Kind, kind_of, response_headers
 from llmproxy.protocol.stream_tail import Halt, StreamTail
 from llmproxy.protocol.tails import tail_for
 from llmproxy.records import Clocks, Ending
@@ -47,7 +47,7 @@ class Relay:
         """Pass the whole answer on; `first_byte_due` and `deadline` are monotonic times."""
         ctx, call, send, delivery = self.ctx, self.call, self.send, self.delivery
         writer = self.writer
-        if self.kind is Kind.WHOLE and writer is not None and writer.takes_whole(call.status):
+        if self.kind is WHOLE and writer is not None and writer.takes_whole(call.status):
             body = call.at_once()
             if body is not None:
                 if not self._send_whole(writer, body):
@@ -136,7 +136,8 @@ class Relay:
             ctx.chunks += 1
             if ctx.first_byte_at is None:
                 ctx.first_byte_at = clock.now()
-        writer.begin(call.status, response_headers(call.headers, self.kind))
+        limited = ctx.limit_lines != b""
+        writer.begin(call.status, response_headers(call.headers, self.kind, limited))
         return writer.end(body)
 
     async def _flow(

@@ -113,6 +113,18 @@ async def test_layers_share_the_frame_and_know_of_each_other() -> None:
     assert bob == [200, 429]
 
 
+async def test_limits_of_two_layers_hold_and_both_give_places_back() -> None:
+    """What the inner one has settled leaves the outer one's to be settled."""
+    app = host()
+    app.add_middleware(middleware.RateLimit, limits="2 concurrent")
+    app.add_middleware(middleware.RateLimit, limits="1 concurrent, 3 req/hour")
+
+    async with asking(app) as ask:
+        answers = [(await ask()).status for _ in range(4)]
+
+    assert answers == [200, 200, 200, 429]
+
+
 async def test_routing_in_front_of_an_app_tries_it_again() -> None:
     """The app is the one server: a model has another name, and what fails is asked once more."""
     asked: list[str] = []

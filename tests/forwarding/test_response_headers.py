@@ -9,10 +9,15 @@ from tests.support.rig import proxied
 from tests.support.upstream import answering, scripted
 
 
-async def answered(head: bytes, *, body: bytes = b"{}", status: bytes = b"200 OK") -> Answer:
+async def answered(
+    head: bytes, *, body: bytes = b"{}", status: bytes = b"200 OK", **settings: str
+) -> Answer:
     """Return what the caller gets of an engine's answer with these header lines."""
     answer = b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\n\r\n%b" % (status, head, len(body), body)
-    async with scripted(answering(answer)) as engine, proxied(engine.upstream) as proxy:
+    async with (
+        scripted(answering(answer)) as engine,
+        proxied(engine.upstream, **settings) as proxy,
+    ):
         return await proxy.ask(request_bytes())
 
 
@@ -106,6 +111,21 @@ async def test_other_headers_come_as_the_engine_sent_them() -> None:
     ]
     assert answer.header(b"openai-processing-ms") == b"7"
     assert answer.header(b"x-ratelimit-remaining-tokens") == b"5"
+
+
+async def test_who_is_told_of_our_limits_is_not_told_of_those_behind_us() -> None:
+    """A cloud's are between it and us."""
+    theirs = b"x-ratelimit-limit-requests: 9000\r\nx-ratelimit-reset-tokens: 7s\r\nx-a: 1\r\n"
+    limited = {"middleware": "rate_limit", "limits": "60 req/min", "auth": "off"}
+
+    answer = await answered(theirs, **limited)
+
+    assert answer.header(b"x-a") == b"1"
+    assert [value for name, value in answer.headers if name.startswith(b"x-ratelimit-")] == [
+        b"60",
+        b"59",
+        b"1s",
+    ]
 
 
 async def test_trailers_stay_behind_us() -> None:

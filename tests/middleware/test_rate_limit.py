@@ -11,7 +11,9 @@ from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import ClientGone, QuotaSpent, RateLimited, UpstreamBroken
 from llmproxy.headers import of_lines
 from llmproxy.middleware.rate_limit import RateLimitMiddleware
+from llmproxy.middleware.usage import UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS
+from llmproxy.protocol.inference import read_inference
 from llmproxy.rate_limit.budgets import budgets
 from llmproxy.rate_limit.limiter import ChargeCancelled, Limiter
 from llmproxy.rate_limit.limits import limits
@@ -35,7 +37,7 @@ class Counted:
         self.finished = reported is not None
         self.reported = reported
 
-    def usage(self, policy: str) -> Usage | None:
+    def usage(self, policy: str = "counted") -> Usage | None:
         if self.reported is not None:
             return self.reported
         if policy == "counted":
@@ -85,7 +87,7 @@ def context(**changed: Any) -> RequestContext:
 
 
 def outside(app: ASGIApp) -> ASGIApp:
-    """Do what the outermost layer does: note what was begun, add what the limits are."""
+    """Do what the outermost layer does: note what was begun, add what the limits are, settle."""
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:
         ctx = get_context(scope)
@@ -96,7 +98,15 @@ def outside(app: ASGIApp) -> ASGIApp:
                 message = {**message, "headers": [*message["headers"], *of_lines(ctx.limit_lines)]}
             await send(message)
 
-        await app(scope, receive, send_noted)
+        left = False
+        try:
+            await app(scope, receive, send_noted)
+        except (asyncio.CancelledError, ClientGone):
+            left = True
+            raise
+        finally:
+            if ctx.settle is not None:
+                ctx.settle(ctx, ctx.tap.usage() if ctx.tap is not None else None, left)
 
     return noting
 
@@ -377,6 +387,30 @@ async def test_an_answer_that_is_whole_is_never_cut() -> None:
     seen = await through(made, answer, ctx=context(tap=Counted(5000), inference=asked))
 
     assert seen.complete
+
+
+@both_stores
+async def test_another_attempt_is_made_in_the_place_of_the_first(slow: bool) -> None:
+    """An engine that refuses the option is asked again: nobody is refused beside himself."""
+    answers = [400, 200]
+
+    async def engine(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send(
+            {"type": "http.response.start", "status": answers.pop(0), "headers": headers}
+        )
+        body = b"Unknown field: stream_options"
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    body = b'{"model":"llama","stream":true}'
+    ctx = context(body=body, inference=read_inference(body))
+    made = limiter("1 concurrent", "", slow=slow)
+    layer = UsageMiddleware(RateLimitMiddleware(engine, limiter=made))
+    seen = await drive(outside(layer), ctx=ctx, body=body)
+
+    assert seen.status == 200
+    assert answers == []
+    assert await left(made) == [1]
 
 
 async def test_chunks_take_no_detour() -> None:

@@ -69,7 +69,8 @@ def routing_of(proxy: Rig) -> RoutingMiddleware:
     assert running is not None
     layer: object = running.app
     while not isinstance(layer, RoutingMiddleware):
-        layer = layer.app  # type: ignore[attr-defined]
+        inner = layer.app  # type: ignore[attr-defined]
+        layer = getattr(inner, "__self__", inner)  # a method stands for its layer
     return layer
 
 

@@ -1,6 +1,6 @@
 """All keys of a deployment, wherever they come from: configured ones first, then issued ones."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from llmproxy.auth.configured import ConfiguredKeys, SigningKey
 from llmproxy.auth.directory import Directory
@@ -10,7 +10,8 @@ from llmproxy.auth.secrets import could_be_issued, sha256_of
 from llmproxy.records import Principal
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class Known:
     """What a key is found by. For whoever sees the same key again and would not read it again."""
 
     configured: bytes

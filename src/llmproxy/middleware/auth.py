@@ -36,16 +36,18 @@ class AuthMiddleware:
         self.authenticator = authenticator
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self.app
         if scope["type"] != "http":
-            return self.app(scope, receive, send)
+            return app(scope, receive, send)
 
         ctx, exchange = get_context(scope), watched(scope)
         notes = exchange.notes(scope["headers"]) if exchange is not None else None
         if notes:
             known, before = notes.get(self, _NOBODY)
-            if known is not None and self.authenticator.again(known, ctx.client) is before:
+            again = self.authenticator.again
+            if known is not None and again(known, ctx.client) is before:
                 ctx.principal = before  # who has sent this very head, and was let in with it
-                return self.app(scope, receive, send)
+                return app(scope, receive, send)
         return self._ask(ctx, notes, scope, receive, send)
 
     async def _ask(
@@ -73,8 +75,9 @@ class PermissionMiddleware:
         self.app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self.app
         if scope["type"] != "http":
-            return self.app(scope, receive, send)
+            return app(scope, receive, send)
 
         ctx = get_context(scope)
         principal = ctx.principal
@@ -86,7 +89,7 @@ class PermissionMiddleware:
             check_length(principal, endpoint, ctx.inference)
             if principal.models and ctx.path in LISTS:
                 send = ListFilter(principal, send).send
-        return self.app(scope, receive, send)
+        return app(scope, receive, send)
 
 
 class ListFilter:

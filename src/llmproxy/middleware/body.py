@@ -59,8 +59,9 @@ class BodyMiddleware:
         self.within = within
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
 
         ctx = get_context(scope)
@@ -89,7 +90,7 @@ class BodyMiddleware:
             ctx.body, ctx.inference = upload, await self._look_into(upload, about.content_type)
         else:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
-        await self.app(scope, receive, send)
+        await app(scope, receive, send)
 
     def _there(self, scope: Scope, receive: Receive, length: int | None) -> bytes | None:
         """Return a body that need not be waited for."""

@@ -33,8 +33,9 @@ class DisconnectMiddleware:
         self._wrapped = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
 
         request = asyncio.current_task()
@@ -47,7 +48,7 @@ class DisconnectMiddleware:
         # Our own server tells of a hang-up itself.
         exchange.cancel_when_gone(True)
         try:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
         except asyncio.CancelledError:
             if exchange.gone and request.uncancel() == 0:
                 raise ClientGone(LEFT) from None

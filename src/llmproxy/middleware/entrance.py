@@ -46,8 +46,9 @@ class EntranceMiddleware:
         self.keys_decide = keys_decide
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
 
         ctx = get_context(scope)
@@ -71,7 +72,7 @@ class EntranceMiddleware:
         ):
             raise Unauthenticated("This path needs the admin key.")
         ctx.endpoint = endpoint
-        await self.app(scope, receive, send)
+        await app(scope, receive, send)
 
     def _has_been_here(self, headers: list[Header]) -> bool:
         return any(self.mark in via for via in find_all(headers, b"via"))

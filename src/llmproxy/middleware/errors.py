@@ -32,13 +32,14 @@ class ErrorsMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
 
         ctx = get_context(scope)
         try:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
         except ProxyError as error:
             ctx.failure = error
             await self._tell(ctx, error, send)

@@ -3,8 +3,8 @@
 Stands outermost, so that what it counts is what the client was sent.
 
 Reads:  answering_model, attempts, charged, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
-        inference, limit_lines, paused, principal, queued, request_id, rescues, sent, started_at, status, tail,
-        tap, upstream, waited
+        inference, limit_lines, paused, principal, queued, request_id, rescues, sent, settle, started_at,
+        status, tail, tap, upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
 """
@@ -20,19 +20,15 @@ from llmproxy.errors import ClientGone, Outcome
 from llmproxy.headers import of_lines
 from llmproxy.logs import AccessLog
 from llmproxy.metrics import Metrics
+from llmproxy.protocol.response_head import LIMIT_HEADERS
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Ending
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PATH_LENGTH = 256  # characters of a path that a log line shows
+_COMPLETED = Outcome.COMPLETED  # looking a member up in its Enum takes three times as long
 _NAMES = 256  # that are drawn at once: a call of the kernel for each costs more than the rest
-
-LIMIT_HEADERS = frozenset(
-    b"x-ratelimit-%b-%b" % (what, unit)
-    for what in (b"limit", b"remaining", b"reset")
-    for unit in (b"requests", b"tokens")
-)
 
 _names: list[str] = []
 if hasattr(os, "register_at_fork"):
@@ -56,8 +52,9 @@ class ObserveMiddleware:
         self.trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
 
         headers = scope["headers"]
@@ -70,7 +67,7 @@ class ObserveMiddleware:
         self.metrics.inflight(+1)
         stopped = False
         try:
-            await self.app(scope, receive, sent.send)
+            await app(scope, receive, sent.send)
         except BaseException as exc:
             stopped = not isinstance(exc, Exception)
             raise
@@ -82,7 +79,7 @@ class ObserveMiddleware:
         ended_at = clock.now()
         duration = ended_at - ctx.started_at
         outcome = outcome_of(ctx, stopped)
-        failure = ctx.failure if outcome is not Outcome.COMPLETED else None
+        failure = ctx.failure if outcome is not _COMPLETED else None
         status = ctx.status or (failure.status if failure is not None else 0)
         if isinstance(failure, ClientGone):
             status = failure.status  # whatever it had been sent, it did not stay for the rest
@@ -90,9 +87,16 @@ class ObserveMiddleware:
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
         overhead = duration - ctx.waited - ctx.queued - ctx.paused
         answering = ctx.answering_model
-        usage = ctx.charged
-        if usage is None and ctx.tap is not None:
-            usage = ctx.tap.usage()
+        usage = None
+        try:
+            if ctx.tap is not None:
+                usage = ctx.tap.usage()
+        finally:  # whatever an answer has in it
+            settle = ctx.settle
+            if settle is not None:
+                settle(ctx, usage, stopped or isinstance(ctx.failure, ClientGone))
+        if ctx.charged is not None:
+            usage = ctx.charged
 
         self.metrics.request(
             model=model,
@@ -211,7 +215,7 @@ class Written(Sent, Writer):
         ctx = self.ctx
         ctx.status = status
         self._headers = headers
-        self._writer.begin(status, others(ctx, headers), lines + own_lines(ctx))
+        self._writer.begin(status, headers, lines + own_lines(ctx))
 
     def end(self, body: bytes) -> bool:
         ctx = self.ctx
@@ -282,7 +286,7 @@ def outcome_of(ctx: RequestContext, stopped: bool) -> Outcome:
         if not ctx.complete:
             return Outcome.FAILED
         refused = ctx.upstream is not None and ctx.status is not None and ctx.status >= 400
-        return Outcome.REFUSED if refused else Outcome.COMPLETED
+        return Outcome.REFUSED if refused else _COMPLETED
     # Most client libraries hang up at [DONE], before the end of the body.
     tail = ctx.tail
     gone = isinstance(failure, ClientGone) and ctx.status is not None

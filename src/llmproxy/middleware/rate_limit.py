@@ -1,20 +1,22 @@
 """Hold each caller to its limits and budgets.
 
-Reserves before anything is asked for, and settles once, whatever becomes of the request.
+Reserves before anything is asked for, and settles once, whatever becomes of the request: by being
+called at its end where the limits are kept in this process, else by itself.
 
-Reads:  answering_model, attempts, client, endpoint, inference, principal, status, tap
-Writes: charged, limit_lines
+Reads:  answering_model, attempts, client, endpoint, held, inference, principal, settle, status, tap
+Writes: charged, held, limit_lines, settle
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
 
 import asyncio
+from collections.abc import Awaitable
 
 from llmproxy.cleanup import finish
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import ClientGone, missing
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.reservation import Reservation, Ticket
-from llmproxy.records import Usage
+from llmproxy.records import Endpoint, InferenceRequest, Usage
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 
 SETTLE_WITHIN = 2.0  # seconds: long enough for a slow store, short enough for a shutdown
@@ -26,23 +28,55 @@ class RateLimitMiddleware:
     def __init__(self, app: ASGIApp, *, limiter: Limiter) -> None:
         self.app = app
         self.limiter = limiter
+        self._settle = self._settle_now  # bound once, and not for each request
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self.app
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+            return app(scope, receive, send)
 
         ctx, limiter = get_context(scope), self.limiter
         endpoint, asked = ctx.endpoint, ctx.inference
         if endpoint is None or asked is None:
             raise missing("endpoint" if endpoint is None else "inference")
-        held: Reservation | Ticket
-        if limiter.at_once is not None:
-            held = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
-        else:
-            held = await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
+        # A layer of the same kind further out may have something to settle already.
+        if limiter.at_once is None or ctx.settle is not None:
+            return self._in_time(ctx, endpoint, asked, scope, receive, send)
+        # Nothing has to be waited for, and so there is nothing to be interrupted in.
+        held = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
+        ctx.held, ctx.settle = held, self._settle
         ctx.limit_lines = held.head_lines
         if held.plan.cut and isinstance(held, Reservation):
+            send = self._asking(ctx, held, send)
+        return app(scope, receive, send)
+
+    def _settle_now(self, ctx: RequestContext, counted: Usage | None, left: bool) -> None:
+        held, status, usage = ctx.held, ctx.status, counted
+        ctx.settle = None
+        assert held is not None
+        try:
+            if left or status is None or status >= 400:
+                usage = self._usage(ctx, held, left)
+        finally:  # whatever an answer has in it: what is held must be given back
+            if isinstance(held, Ticket):
+                self.limiter.settle_ticket(held, usage, ctx.tap)
+            elif held.plan.lines:
+                self.limiter.settle_now(held, usage, ctx.tap, ctx.answering_model)
+
+    async def _in_time(
+        self,
+        ctx: RequestContext,
+        endpoint: Endpoint,
+        asked: InferenceRequest,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Do the same where a store has to be waited for, to settle as well."""
+        limiter = self.limiter
+        held = await limiter.reserve(ctx.principal, ctx.client, endpoint, asked)
+        ctx.limit_lines = held.head_lines
+        if held.plan.cut:
             send = self._asking(ctx, held, send)
         left = False
         try:
@@ -51,25 +85,13 @@ class RateLimitMiddleware:
             left = True
             raise
         finally:
-            tap, status, usage = ctx.tap, ctx.status, None
+            usage = None
             try:
-                if left or tap is None or status is None or status >= 400:
-                    usage = self._usage(ctx, held, left)
-                else:
-                    usage = tap.usage("counted")
-            finally:  # whatever an answer has in it: what is held must be given back
-                if isinstance(held, Ticket):
-                    # Nothing in it waits, so nothing can interrupt it.
-                    limiter.settle_ticket(held, usage, tap)
-                elif held.plan.lines:
-                    await self._settle(ctx, held, usage)
-
-    async def _settle(self, ctx: RequestContext, held: Reservation, usage: Usage | None) -> None:
-        limiter, model = self.limiter, ctx.answering_model
-        if limiter.at_once is not None:
-            limiter.settle_now(held, usage, ctx.tap, model)
-        else:
-            await finish(limiter.settle(held, usage, ctx.tap, model), within=SETTLE_WITHIN)
+                usage = self._usage(ctx, held, left)
+            finally:
+                if held.plan.lines:
+                    settling = limiter.settle(held, usage, ctx.tap, ctx.answering_model)
+                    await finish(settling, within=SETTLE_WITHIN)
 
     def _usage(
         self, ctx: RequestContext, reservation: Reservation | Ticket, left: bool

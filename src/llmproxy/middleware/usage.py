@@ -9,7 +9,7 @@ Around the layers that have to do with the cost of a request, for they ask the t
 server refuses the option they run once more, for another attempt is made; that happens once an
 hour and model.
 
-Reads:  body, endpoint, inference, tap
+Reads:  body, endpoint, inference, settle, tap
 Writes: outgoing, tap
 Raises: (nothing)
 """
@@ -42,8 +42,9 @@ class UsageMiddleware:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine where there is nothing to do afterwards.
+        app = self.app
         if scope["type"] != "http":
-            return self.app(scope, receive, send)
+            return app(scope, receive, send)
 
         ctx = get_context(scope)
         endpoint = ctx.endpoint
@@ -59,7 +60,7 @@ class UsageMiddleware:
                 outgoing = self._with_option(ctx, asked)
                 if outgoing is not None:
                     return self._stream(ctx, tap, outgoing, scope, receive, send)
-        return self.app(scope, receive, send)
+        return app(scope, receive, send)
 
     async def _stream(
         self,
@@ -81,6 +82,9 @@ class UsageMiddleware:
             return
 
         ctx.outgoing = None
+        settle = ctx.settle
+        if settle is not None:
+            settle(ctx, None, False)  # or it would be held beside the other attempt's
         status = 0
 
         async def send_noting_the_status(message: Message) -> None:

@@ -17,6 +17,12 @@ _DROPPED = HOP_BY_HOP | {
     b"x-request-id",
 }
 _OURS = b"x-llmproxy-"
+LIMIT_HEADERS = frozenset(
+    b"x-ratelimit-%b-%b" % (what, unit)
+    for what in (b"limit", b"remaining", b"reset")
+    for unit in (b"requests", b"tokens")
+)
+_DROPPED_WITH_LIMITS = _DROPPED | LIMIT_HEADERS
 
 # nginx would gather a stream into its buffers without the first; browsers and caches on the
 # way would keep or recode it without the second.
@@ -38,35 +44,42 @@ class Kind(Enum):
     ENCODED = auto()  # either of them, compressed: nothing can be read in it or put into it
 
 
+WHOLE = Kind.WHOLE  # looking a member up in its Enum takes three times as long
+
+
 def kind_of(headers: list[Header]) -> Kind:
     """Return what kind of answer a head announces."""
     said = find(headers, b"content-type")
     if said is None or said == b"application/json":
-        return Kind.WHOLE
+        return WHOLE
     said = said.lower()
     if said.startswith(b"text/event-stream"):
         kind = Kind.EVENTS
     elif said.startswith((b"application/x-ndjson", b"application/jsonl")):
         kind = Kind.LINES
     else:
-        return Kind.WHOLE
+        return WHOLE
     return kind if find(headers, b"content-encoding") in (None, b"identity") else Kind.ENCODED
 
 
-def response_headers(headers: list[Header], kind: Kind) -> list[Header]:
-    """Return an engine's headers as the caller gets them."""
+def response_headers(headers: list[Header], kind: Kind, limited: bool = False) -> list[Header]:
+    """Return an engine's headers as the caller gets them.
+
+    Without the limits of a cloud, where the caller is told of our own.
+    """
     kept: list[Header] = []
     connection = False
+    dropped = _DROPPED_WITH_LIMITS if limited else _DROPPED
     for header in headers:
         name = header[0]
-        if name in _DROPPED:
+        if name in dropped:
             connection = connection or name == b"connection"
         elif not name.startswith(_OURS) and not (name == b"location" and _is_foreign(header[1])):
             kept.append(header)
     if connection:
         named = named_by_connection(headers) - {b"content-type", b"content-length"}
         kept = [header for header in kept if header[0] not in named]
-    if kind is not Kind.WHOLE:
+    if kind is not WHOLE:
         # A comment or an error event would make it longer than it was said to be.
         kept = [header for header in kept if header[0] != b"content-length"]
         present = {name for name, _ in kept}
