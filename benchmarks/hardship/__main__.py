@@ -15,6 +15,7 @@ from benchmarks.hardship import (
     endless_heads,
     idle_sockets,
     large_bodies,
+    leaving_clients,
     page,
     rejections,
     slow_sockets,
@@ -41,6 +42,7 @@ TRIALS: dict[str, tuple[str, Trial]] = {
             rejections,
             idle_sockets,
             vanishing_clients,
+            leaving_clients,
             large_bodies,
         )
     )

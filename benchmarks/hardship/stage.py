@@ -121,9 +121,9 @@ async def proxied(upstream: int | str, **settings: object) -> AsyncIterator[Prox
 
 
 @asynccontextmanager
-async def listening(module: str) -> AsyncIterator[int]:
+async def listening(module: str, *arguments: str) -> AsyncIterator[int]:
     """Run a server of ours that prints the port it listens on."""
-    async with running([sys.executable, "-m", module]) as process:
+    async with running([sys.executable, "-m", module, *arguments]) as process:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), START_LIMIT)
         yield int(line)

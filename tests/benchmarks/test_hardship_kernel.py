@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from benchmarks.hardship.kernel import in_kernel, parse_busy, parse_rss, parse_tcp, parse_waited
+from benchmarks.hardship.kernel import (
+    connecting,
+    in_kernel,
+    parse_busy,
+    parse_rss,
+    parse_tcp,
+    parse_waited,
+)
 from benchmarks.hardship.stage import Collapse, Lag
 
 TCP = """\
@@ -83,3 +90,21 @@ def test_a_page_without_the_metric_is_no_pass() -> None:
     """It would look like a loop that is never late."""
     with pytest.raises(Collapse):
         Lag.parse(b"HTTP/1.1 500 Oh\r\n\r\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_connections_that_are_not_there_yet_are_counted() -> None:
+    """Neither those that the kernel has taken, nor those to anybody else."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        clients = [socket.socket() for _ in range(20)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        port = listener.getsockname()[1]
+        seen, elsewhere = connecting(port), connecting(1)
+        for client in clients:
+            client.close()
+        left = connecting(port)
+
+    assert 10 < seen < 20
+    assert (elsewhere, left) == (0, 0)

@@ -116,9 +116,8 @@ async def test_other_headers_come_as_the_engine_sent_them() -> None:
 async def test_who_is_told_of_our_limits_is_not_told_of_those_behind_us() -> None:
     """A cloud's are between it and us."""
     theirs = b"x-ratelimit-limit-requests: 9000\r\nx-ratelimit-reset-tokens: 7s\r\nx-a: 1\r\n"
-    limited = {"middleware": "rate_limit", "limits": "60 req/min", "auth": "off"}
 
-    answer = await answered(theirs, **limited)
+    answer = await answered(theirs, middleware="rate_limit", limits="60 req/min", auth="off")
 
     assert answer.header(b"x-a") == b"1"
     assert [value for name, value in answer.headers if name.startswith(b"x-ratelimit-")] == [
