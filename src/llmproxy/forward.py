@@ -158,6 +158,7 @@ class Forward:
             b"" if body is None else body,
             self._repeated(scope, upstream, exchange),
             is_replay_safe(endpoint, present(ctx.inference, "inference")),
+            exchange,
         )
 
     def _repeated(

@@ -64,6 +64,8 @@ class WatchedExchange(Protocol):
 
     task: Any
     gone: bool
+    call: Any
+    """What a server is asked on its behalf, if that is known: closed soon after a hang-up."""
 
     def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
         """Return where to note what follows from these headers alone.

@@ -17,6 +17,7 @@ from llmproxy.transport.http1.call import Http1Call
 from tests.server.apps import GET
 from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client, request_bytes
+from tests.support.ports import free_port
 from tests.support.rig import proxied
 from tests.support.streams import CHAT
 from tests.support.upstream import Exchange, scripted
@@ -124,6 +125,17 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(go: Go, kept
         await proxy.log.line()
         await eventually(lambda: not kept(), "its request was let go")
         await asks(client)
+
+
+async def test_nothing_is_left_of_who_found_no_server(kept: Kept) -> None:
+    """Why there is no connection is held by nobody who is held by it."""
+    async with proxied(f"http://127.0.0.1:{free_port()}") as proxy:
+        async with proxy.client() as client:
+            client.send(POST)
+            answer = await client.answer()
+        await eventually(lambda: not kept(), "everything was let go")
+
+    assert answer.status == 502
 
 
 def test_an_error_forgets_where_it_came_from() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmproxy.server.bounds import Bounds
+from llmproxy.types import ASGIApp
 from tests.server.apps import GET, Saying, body, saying, start
 from tests.support.client import RawClient
 from tests.support.rig import served_here
@@ -24,7 +25,7 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n
 
 @asynccontextmanager
 async def asking_over_tls(
-    app: Saying, authority: Authority, folder: Path, **bounds: float
+    app: ASGIApp, authority: Authority, folder: Path, **bounds: float
 ) -> AsyncIterator[RawClient]:
     """Connect over TLS, with a small receive buffer, to an app that is served with these bounds."""
     issued = authority.ca.issue_cert("localhost")

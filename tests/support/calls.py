@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from llmproxy.records import Upload
 from llmproxy.transport import Call, Outgoing, Transport
+from llmproxy.transport.interface import Underway
 from llmproxy.types import Header
 from tests.support.wire import PATIENCE, patience
 
@@ -73,6 +74,12 @@ class Pieces:
             yield piece
 
 
+class Asking:
+    """Stands for the request on whose behalf is asked."""
+
+    call: Underway | None = None
+
+
 async def ask(
     transport: Transport,
     outgoing: Outgoing = GET,
@@ -81,6 +88,8 @@ async def ask(
     answer: float = PATIENCE,
 ) -> Call:
     """Open a call with clocks that do not matter unless the test sets them."""
+    if outgoing.asker is None:
+        outgoing = outgoing._replace(asker=Asking())
     return await transport.open(outgoing, connect=connect, answer=answer)
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from llmproxy.errors import UpstreamError
-from tests.support.calls import ask, body_of, eventually, fetch, post, settle
+from llmproxy.transport.http1.connection import Connection
+from llmproxy.transport.http1.dialing import Dialing
+from tests.support.calls import Asking, ask, body_of, eventually, fetch, post, settle
 from tests.support.tls import Authority
 from tests.support.upstream import Exchange, Script, json_answer, scripted
 from tests.support.wire import PATIENCE, patience
@@ -50,6 +52,32 @@ async def test_before_the_head(connect: Connect, script: Script) -> None:
 
         assert asking.cancelled()
         await eventually(lambda: transport.statistics() == NOTHING, "nothing is left")
+
+
+@only_http1("the other one has no call before the head is there")
+@pytest.mark.parametrize(
+    "script", [silent, half_a_head, only_hints], ids=lambda script: script.__name__
+)
+async def test_who_asks_can_let_go_before_the_head(connect: Connect, script: Script) -> None:
+    """Whoever waits for it is not told that anything broke: it is for others to cancel that."""
+    asker = Asking()
+    async with scripted(script) as server:
+        transport = connect(server)
+        asking = asyncio.create_task(ask(transport, post()._replace(asker=asker)))
+        exchange = await server.reached()
+        await eventually(lambda: exchange.number == 1, "the request arrived")
+        assert asker.call is not None
+        asker.call.close()
+        await exchange.closed()
+        await eventually(lambda: transport.statistics() == NOTHING, "nothing is left")
+        await settle()
+        told = asking.done()
+        asking.cancel()
+        await asyncio.wait([asking])
+
+    assert not told
+    assert asking.cancelled()
+    assert server.accepted == 1
 
 
 async def head_only(exchange: Exchange) -> None:
@@ -221,6 +249,71 @@ async def test_while_shaking_hands(connect: Connect) -> None:
 
         assert asking.cancelled()
         await eventually(lambda: transport.statistics() == NOTHING, "nothing is left")
+
+
+@only_http1("the other one has no call before the head is there")
+async def test_who_asks_can_let_go_while_a_connection_is_made(connect: Connect) -> None:
+    """Whoever waits for it is not told either, and still has the place that it takes."""
+    asker = Asking()
+    async with mute_server() as (upstream, callers):
+        transport = connect(upstream)
+        asking = asyncio.create_task(ask(transport, post()._replace(asker=asker)))
+        caller = await callers.get()
+        await caller.read(1)
+        assert asker.call is not None
+        asker.call.close()
+        async with patience("the socket was closed"):
+            while await caller.read(65536):
+                pass
+        await settle()
+        told, places = asking.done(), transport.statistics()
+        asking.cancel()
+        await asyncio.wait([asking])
+
+        assert not told
+        assert places["open"] == 1
+        assert transport.statistics() == NOTHING
+
+
+class NobodysPool:
+    """Is told what becomes of a connection, and does not mind."""
+
+    def returned(self, connection: Connection) -> None: ...
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["before_it_is_told", "after_it_is_told"])
+@pytest.mark.parametrize("leave", ["cancelled", "given_up"])
+async def test_a_connection_that_comes_too_late_is_closed(told: bool, leave: str) -> None:
+    """It was made in the very moment in which nobody wanted it any more."""
+    loop = asyncio.get_running_loop()
+    go: asyncio.Future[None] = loop.create_future()
+
+    async def attempt() -> Connection:
+        _, connection = await loop.create_connection(
+            lambda: Connection("engine", NobodysPool(), loop), *server.address
+        )
+        go.set_result(None)
+        return connection
+
+    def go_away(_: object) -> None:
+        if leave == "given_up":
+            dialing.close()
+        waiting.cancel()
+
+    async with scripted(silent) as server:
+        dialing = Dialing(attempt(), loop)
+        waiting = asyncio.create_task(dialing.made())
+        if told:
+            assert dialing._attempt is not None
+            dialing._attempt.add_done_callback(go_away)
+        else:
+            go.add_done_callback(go_away)
+        await asyncio.wait([waiting])
+        await (await server.reached()).closed()
+
+    assert waiting.cancelled()
 
 
 @only_http1("at some of these steps httpcore forgets the socket")

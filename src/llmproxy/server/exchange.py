@@ -13,6 +13,7 @@ from llmproxy import codec
 from llmproxy.context import SCOPE_KEY
 from llmproxy.errors import ProxyError, RequestTimeout
 from llmproxy.server.head_memory import HeadMemory
+from llmproxy.transport.interface import Underway
 from llmproxy.types import ASGIApp, Header, Message, Scope, Writer
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class BrokenAnswer(RuntimeError):
 
 class Exchange(Writer):
     """The ASGI side of one request."""
+
+    call: Underway | None = None  # nobody is asked yet, or it is not known whom
 
     def __init__(
         self,
@@ -232,14 +235,22 @@ class Exchange(Writer):
         if self.gone or self.complete:
             return
         self.gone = True
-        if self._cancels:
-            self._protocol.see_off(self)
-        self._wake()
+        self._protocol.see_off(self)
+
+    def let_go(self) -> None:
+        """Close what a server is asked on its behalf: the task is not woken by that."""
+        if self.call is not None:
+            self.call.close()
 
     def cancel(self) -> None:
-        """End the running task, unless it has come to where it must not be disturbed."""
+        """End the running task, unless it has come to where it must not be disturbed.
+
+        Before it can be cancelled it reads the body, and is told there.
+        """
         if self._cancels and self.task is not None:
             self.task.cancel()
+        self._wake()
+        self._protocol.seen_off()
 
     def give_up_on_body(self) -> None:
         """Note that the body took too long."""

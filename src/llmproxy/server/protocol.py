@@ -56,6 +56,7 @@ class GuardedProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._place = Place(config.root_path, app_state)
         self.closing_soon = False
+        self._half_open = False  # the client has closed its side, and waits to be seen off
         self._lingering = False  # the last word is said; what still comes is thrown away
 
         # The request that comes in, and the one that is answered
@@ -108,7 +109,10 @@ class GuardedProtocol(asyncio.Protocol):
             exchange.hang_up()
             if exchange.committed and exchange.ends_with_connection:
                 self.cut(reset=True)
-        return False
+            # The rest of the connection is closed when its request is: to close this side of
+            # hundreds takes as long as to let their servers go, which is urgent. TLS cannot wait.
+            self._half_open = exchange.gone and self.transport.can_write_eof()
+        return self._half_open
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -177,8 +181,13 @@ class GuardedProtocol(asyncio.Protocol):
     # For the exchange
 
     def see_off(self, exchange: Exchange) -> None:
-        """Cancel an exchange whose client has gone, when it is its turn."""
+        """End an exchange whose client has gone, when it is its turn."""
         self._connections.departures.add(exchange)
+
+    def seen_off(self) -> None:
+        """Close behind a client that has gone."""
+        if self._half_open:
+            self.transport.close()
 
     def body_arrived(self) -> None:
         """The request is complete: from now on only its client's leaving is of interest."""

@@ -32,6 +32,20 @@ class Repeated:
         self.written: bytes | None = None
 
 
+class Underway(Protocol):
+    """A call, or the connection that is being made for it."""
+
+    def close(self) -> None:
+        """Let go at once. Whoever waits for it is told nothing by that, and is to be cancelled."""
+
+
+class Asker(Protocol):
+    """Whoever asks, and may be gone before the answer is there."""
+
+    call: Underway | None
+    """To be closed when there is nobody any more to answer."""
+
+
 class Outgoing(NamedTuple):
     """A request, ready to be sent.
 
@@ -39,6 +53,8 @@ class Outgoing(NamedTuple):
     Transfer-Encoding), which the transport adds.
 
     `replay_safe` says that asking twice does no harm where the method does not say so.
+
+    `asker` is given what can be closed as soon as there is something, long before `open` returns.
     """
 
     method: bytes
@@ -47,6 +63,7 @@ class Outgoing(NamedTuple):
     body: bytes | Upload = b""
     repeated: Repeated = Repeated()  # go before the others
     replay_safe: bool = False
+    asker: Asker | None = None
 
     @property
     def harmless(self) -> bool:

@@ -7,8 +7,9 @@ from llmproxy.records import Upstream
 from llmproxy.transport.addresses import Address, Addresses, Resolve, first_to_connect, resolve
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.connection import Connection
+from llmproxy.transport.http1.dialing import Dialing
 from llmproxy.transport.http1.pool import Pool
-from llmproxy.transport.interface import Outgoing, Resent, Silence
+from llmproxy.transport.interface import Asker, Outgoing, Resent, Silence
 from llmproxy.transport.limits import PoolLimits
 from llmproxy.transport.tls import tls_for
 
@@ -61,6 +62,8 @@ class Http1Transport:
         if connection.closed:
             raise UpstreamBroken(f"{self._upstream.name} closed the connection.")
         call = connection.ask(outgoing)
+        if outgoing.asker is not None:
+            outgoing.asker.call = call
         unsent = connection.unsent
         try:
             while True:
@@ -117,14 +120,18 @@ class Http1Transport:
             if not fresh and self._will_do(granted, outgoing):
                 return granted
             self._pool.take_place_of(granted)
-        return await self._dial(connect)
+        return await self._dial(connect, outgoing.asker)
 
-    async def _dial(self, connect: float) -> Connection:
+    async def _dial(self, connect: float, asker: Asker | None) -> Connection:
         name = self._upstream.name
         began = self._loop.time()
         try:
             async with asyncio.timeout(connect or None):
-                connection = await self._connect()
+                if asker is None:
+                    connection = await self._connect()
+                else:
+                    asker.call = dialing = Dialing(self._connect(), self._loop)
+                    connection = await dialing.made()
         except TimeoutError as exc:
             self._pool.not_made()
             failure = UpstreamTimeout(f"{name} took no connection within {connect:g} s.")

@@ -56,7 +56,7 @@ def head_size(headers: list[Header]) -> int:
 
 def write_head(outgoing: Outgoing) -> bytes:
     """Return the head of a request, its framing included."""
-    method, target, headers, body, repeated, _ = outgoing
+    method, target, headers, body, repeated, _, _ = outgoing
     if not method.isalpha() or _NOT_IN_TARGET.search(target):
         raise InvalidRequest("The path holds a character that it may not hold.")
     if repeated.written is None:
