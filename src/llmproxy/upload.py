@@ -1,7 +1,7 @@
 """A request body that is passed on while it comes in."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from llmproxy.errors import ClientGone, RequestTimeout, RequestTooLarge
 from llmproxy.types import Receive
@@ -17,6 +17,7 @@ class IncomingUpload:
     def __init__(self, receive: Receive, *, length: int | None, limit: int, within: float) -> None:
         self._length = length
         self.started = False
+        self.check: Callable[[bytes], None] | None = None  # is told of each piece; may refuse it
         self.model_at: slice | None = None  # in what was looked at
         self._model: bytes | None = None  # what is to stand there instead
         self._receive = receive
@@ -84,5 +85,7 @@ class IncomingUpload:
         self._size += len(piece)
         if self._size > self._limit:
             raise RequestTooLarge(f"The upload is larger than {self._limit} bytes.")
+        if self.check is not None:
+            self.check(piece)
         self._all_read = not message.get("more_body", False)
         return piece

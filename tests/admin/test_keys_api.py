@@ -1,10 +1,12 @@
 """The admin API: who may use it, and what becomes of keys."""
 
 import hashlib
+import time
 from typing import Any
 
 import pytest
 
+from llmproxy import clock
 from llmproxy.admin import request_body
 from llmproxy.errors import StoreUnavailable
 from llmproxy.protocol.endpoints import CHAT
@@ -213,6 +215,7 @@ async def test_fields_may_be_text_or_null() -> None:
         ({"name": "blue", "models": []}, "models"),
         ({"name": "blue", "networks": "everywhere"}, "networks"),
         ({"name": "blue", "expires": "soon"}, "expires"),
+        ({"name": "blue", "expires": "2020-01-31"}, "expires"),
         ({"name": "blue", "weight": True}, "weight"),
         ({"name": "blue", "note": "a\nb"}, "note"),
         ({"name": "blue", "signing": "yes"}, "signing"),
@@ -334,6 +337,19 @@ async def test_what_is_no_overlap_rotates_nothing(given: object) -> None:
     answer = await desk.ask("POST", "/admin/keys/blue/rotate", given)
 
     assert answer.status == 400
+    assert len((await desk.ask("GET", "/admin/keys/blue")).document["keys"]) == 1
+
+
+async def test_a_key_that_has_expired_is_not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one would have the same end: it would be handed out and never work."""
+    desk = office()
+    await desk.ask("POST", "/admin/keys", {"name": "blue", "expires": time.time() + 60})
+    monkeypatch.setattr(clock, "wall", lambda: time.time() + 61)
+
+    answer = await desk.ask("POST", "/admin/keys/blue/rotate", {})
+
+    assert answer.status == 400
+    assert answer.error["param"] == "expires"
     assert len((await desk.ask("GET", "/admin/keys/blue")).document["keys"]) == 1
 
 

@@ -104,8 +104,10 @@ async def test_names_with_an_underscore_are_dropped(name: bytes) -> None:
         (b"api-key", b"canary"),
         (b"cookie", b"session=canary"),
         (b"proxy-authorization", b"Basic canary"),
+        (b"x-goog-api-key", b"canary"),
+        (b"x-goog-user-project", b"canary"),
     ],
-    ids=["authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"],
+    ids=lambda each: each.decode().split(" ")[0],
 )
 async def test_the_callers_credentials_are_never_sent_on(name: bytes, value: bytes) -> None:
     """A key that opens this proxy is none of an engine's business."""

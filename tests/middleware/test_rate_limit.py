@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
+from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import ClientGone, QuotaSpent, RateLimited, UpstreamBroken
+from llmproxy.errors import (
+    ClientGone,
+    QuotaSpent,
+    RateLimited,
+    UpstreamBroken,
+    UpstreamTimeout,
+)
 from llmproxy.headers import of_lines
 from llmproxy.middleware.rate_limit import RateLimitMiddleware
 from llmproxy.middleware.usage import UsageMiddleware
@@ -249,6 +256,28 @@ async def test_a_left_stream_is_charged_as_configured(
         assert await left(made) == [8, 10_000 - charged]
         assert (ctx.charged.total if ctx.charged is not None else 0) == charged
         assert (ctx.charged is not None) is (begun or charged > 0)  # what the log has to tell
+
+
+@both_stores
+@pytest.mark.parametrize(
+    ("given", "asked", "charged"),
+    [("0.3", 1, 100), ("0.3", 0, 0), ("300", 1, 0), (None, 1, 0), ("soon", 0, 0)],
+    ids=["over", "over_before_it_was_asked", "not_over", "our_own_clock", "no_time"],
+)
+async def test_whose_own_time_is_over_pays_like_one_who_leaves(
+    given: str | None, asked: int, charged: int, slow: bool
+) -> None:
+    """The server has read the prompt for a caller who never meant to wait for the answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise UpstreamTimeout("too late")
+
+    fields = {b"x-llmproxy-timeout": given.encode()} if given is not None else {}
+    made, began = limiter(slow=slow), clock.now() - 0.3
+    ctx = context(tap=Counted(40), attempts=asked, fields=fields, started_at=began)
+    await through(made, app, ctx=ctx)
+
+    assert await left(made) == [8, 10_000 - charged]
 
 
 async def test_leaving_before_a_server_was_asked_costs_nothing() -> None:

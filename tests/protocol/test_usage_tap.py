@@ -496,6 +496,18 @@ def test_an_answer_without_a_report_is_measured(
     assert tap.usage() == Usage(expected.prompt, expected.completion, estimated=True)
 
 
+@pytest.mark.parametrize("words", [100, 1000, 10_000])
+@pytest.mark.parametrize("ended", [False, True], ids=["left", "broken"])
+def test_half_an_answer_is_measured_by_its_size(words: int, ended: bool) -> None:
+    """The count stands at its end: who leaves before that does not have all of it for nothing."""
+    answer = line({"choices": [{"message": {"content": "word " * words}}], **counts(30, words)})
+    had = answer[: answer.index(b'"usage"')]
+
+    tap = tapped(CHAT, JSON, [had[:50], had[50:]], ended=ended)
+
+    assert tap.usage() == Usage(PROMPT, len(had) // 4, estimated=True)
+
+
 @pytest.mark.parametrize("bad", [-1, 10**12, 2**64, 1.5, "5", True, None, [5], {"a": 5}])
 def test_a_count_that_makes_no_sense_is_none(bad: object) -> None:
     """Neither a refund nor a ruin comes of it: the answer is counted like one without."""
@@ -553,6 +565,18 @@ def test_an_error_in_a_stream_is_paid_for_as_far_as_it_went() -> None:
     assert tapped(CHAT, EVENTS, pieces).usage() == Usage(PROMPT, 1, estimated=True)
 
 
+@pytest.mark.parametrize("cut_at", [0, 20])
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+def test_an_answer_that_is_still_to_come_is_not_taken_for_an_empty_one(
+    status: str, cut_at: int
+) -> None:
+    """What is made in the background is paid as it was reserved: nobody will see it being made."""
+    answer = line({"id": "resp_1", "status": status, "output": [], "usage": None})
+
+    assert tapped(RESPONSES, JSON, [answer[:cut_at], answer[cut_at:]]).usage() is None
+    assert tapped(RESPONSES, JSON, [line({"status": "completed"})]).usage() is not None
+
+
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_a_refusal_costs_nothing(status: int) -> None:
     """There is no answer to pay for, whatever it says."""
@@ -568,7 +592,7 @@ LEFT: dict[tuple[str, Charge], Usage] = {
     ("vllm", "counted"): Usage(PROMPT, 2, estimated=True),
     ("vllm", "reported"): Usage(0, 0),
     ("vllm", "none"): Usage(0, 0),
-    ("anthropic", "counted"): Usage(30, 1, cached=16),
+    ("anthropic", "counted"): Usage(30, 1, cached=16, estimated=True),
     ("anthropic", "reported"): Usage(30, 1, cached=16),
     ("anthropic", "none"): Usage(0, 0),
     ("vllm, every chunk", "reported"): Usage(30, 3),
@@ -585,6 +609,18 @@ def test_a_stream_that_was_left(name: str, policy: Charge) -> None:
 
     assert not tap.finished
     assert tap.usage(policy) == LEFT[name, policy]
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["left", "broken"])
+@pytest.mark.parametrize("words", [0, 1, 500])
+def test_how_an_answer_begins_is_no_count_of_it(words: int, ended: bool) -> None:
+    """Who leaves just before the last event has had it all, and pays for what was streamed."""
+    word = typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "and "})
+    pieces = [*ANTHROPIC[:3], *[word] * words, typed("content_block_stop", index=0)]
+
+    tap = tapped(MESSAGES, EVENTS, pieces, ended=ended)
+
+    assert tap.usage() == Usage(30, max(1, words), cached=16, estimated=True)
 
 
 @pytest.mark.parametrize("policy", ["counted", "reported", "none"])

@@ -1,7 +1,9 @@
 """Letting in, refusing, and settling, over the store that a single process has."""
 
 import asyncio
+import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -457,6 +459,33 @@ async def test_a_running_stream_ends_with_its_budget(budget: str, price: str) ->
     assert await readings(made, reservation) == pytest.approx(
         [1000 - counted] if not price else [1 - counted / 1000]
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "most"),
+    [
+        ("cut:60 tok/day", "", 60 - 10),
+        ("cut:60 tok/day, cut:1 usd", "llama=1:1000", 60 - 10),
+        ("cut:0.06 usd/day", "llama=1000:1000", 60 - 10),
+        ("cut:0.06 usd/day", "llama=1000:10", 5000),
+        ("cut:0.06 usd/day", "llama=1000:0", math.inf),
+    ],
+)
+async def test_a_stream_has_no_more_of_a_budget_than_there_is(
+    budget: str, price: str, most: float
+) -> None:
+    """A budget below the guess of an answer's length is reserved whole, and ends the stream too."""
+    made = limiter("", budget, price)
+    reservation = await reserve(made, asked=InferenceRequest(model="llama", prompt_bytes=40))
+    counted = 0
+    with suppress(QuotaSpent):
+        while counted < 5000:
+            counted += 1
+            if counted > reservation.allowed:
+                await made.go_on(reservation, counted)
+
+    assert counted <= most + 1
+    assert counted >= min(most, 512)
 
 
 async def test_nothing_is_formatted_or_begun_for_a_request_without_limits() -> None:

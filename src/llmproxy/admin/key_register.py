@@ -7,14 +7,16 @@ Rule 3: after a change nothing is read that could fail: the secret would be lost
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from typing import Any
 
+from llmproxy import clock
 from llmproxy.admin.audit import Actor, AuditLog
 from llmproxy.admin.key_documents import Document, as_text, fields_of, of_configured, of_issued
 from llmproxy.admin.times import length
 from llmproxy.auth.documents import IssuedKey
 from llmproxy.auth.fields import Fields, text
-from llmproxy.auth.issued import Contended, IssuedKeys, NameTaken, NewKey, NoSuchKey
+from llmproxy.auth.issued import Contended, Expired, IssuedKeys, NameTaken, NewKey, NoSuchKey
 from llmproxy.auth.keys import KeyEntry, usable_name
 from llmproxy.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from llmproxy.records import Principal
@@ -95,6 +97,10 @@ class KeyRegister:
             raise Conflict(f"There is a configured key named {name}.", param="name")
         if wrong := self._objections(fields):
             raise InvalidRequest(f"This key would not be held to its word: {'; '.join(wrong)}.")
+        if fields.get("expires", inf) <= clock.wall():
+            raise InvalidRequest(
+                "`expires` has passed: this key would never work.", param="expires"
+            )
         probe = fields_of(Principal(id="", name=name, **fields))
         changed = {each: probe[each] for each in given if each in probe}
         with as_errors():
@@ -185,6 +191,8 @@ def as_errors() -> Iterator[None]:
         ) from exc
     except (NameTaken, Contended) as exc:
         raise Conflict(str(exc), param="name") from exc
+    except Expired as exc:
+        raise InvalidRequest(str(exc), param="expires") from exc
     except NoSuchKey as exc:
         raise NotFound(str(exc), param="name") from exc
 

@@ -46,6 +46,10 @@ class NoSuchKey(LookupError):
     """There is no key of this name that works."""
 
 
+class Expired(ValueError):
+    """A key that was made in the place of this one would never work."""
+
+
 class Contended(Exception):
     """Somebody else changes the same key; try again."""
 
@@ -116,6 +120,12 @@ class IssuedKeys:
             if document is None:
                 break
             last = documents.read(document)
+            expires = last.principal.expires
+            if expires is not None and expires <= clock.wall():
+                raise Expired(
+                    f"The key named {name} has expired, and a new one would have, too."
+                    " Revoke it, and create it with a later date."
+                )
             new, digest = await self._new(
                 last.principal, last.note, last.signing is not None, last.unsigned
             )

@@ -27,7 +27,7 @@ from llmproxy.errors import (
 )
 from llmproxy.gathered import Gathered
 from llmproxy.protocol.inference import read_inference, text_checked
-from llmproxy.protocol.multipart import LOOK_AT, boundary_of, place_of_model
+from llmproxy.protocol.multipart import LOOK_AT, OneModel, boundary_of, place_of_model
 from llmproxy.records import Ending, InferenceRequest
 from llmproxy.turns import my_turn
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, receives, watched
@@ -164,6 +164,8 @@ class BodyMiddleware:
     async def _look_into(self, upload: IncomingUpload, content_type: bytes) -> InferenceRequest:
         """Read on until the form has named its model, or could no longer."""
         boundary = boundary_of(content_type)
+        if boundary is not None:
+            upload.check = OneModel(boundary).note
         start = b""
         place = None
         undecided = boundary is not None

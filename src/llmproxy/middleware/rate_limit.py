@@ -3,7 +3,8 @@
 Reserves before anything is asked for, and settles once, whatever becomes of the request: by being
 called at its end where the limits are kept in this process, else by itself.
 
-Reads:  answering_model, attempts, client, endpoint, held, inference, principal, settle, status, tap
+Reads:  answering_model, attempts, client, endpoint, fields, held, inference, principal, settle,
+        started_at, status, tap
 Writes: charged, held, limit_lines, settle
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
@@ -11,14 +12,17 @@ Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 import asyncio
 from collections.abc import Awaitable
 
+from llmproxy import clock
 from llmproxy.cleanup import finish
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import ClientGone, missing
+from llmproxy.errors import ClientGone, UpstreamTimeout, missing
+from llmproxy.protocol.request_options import deadline_of
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.reservation import Reservation, Ticket
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 
+HAIR = 0.01  # seconds that a clock may run out too early
 SETTLE_WITHIN = 2.0  # seconds: long enough for a slow store, short enough for a shutdown
 
 
@@ -97,14 +101,17 @@ class RateLimitMiddleware:
         self, ctx: RequestContext, reservation: Reservation | Ticket, left: bool
     ) -> Usage | None:
         """Return what is charged; None when nobody has counted and the estimate has to do."""
+        status = ctx.status
+        if status in (None, UpstreamTimeout.status) and not left and _out_of_time(ctx):
+            left, status = True, None
         policy = self.limiter.charge_cancelled if left else "counted"
-        if ctx.status is None:
+        if status is None:
             if left and ctx.attempts and policy == "counted":
                 read = reservation.estimate.read()
                 ctx.charged = read
                 return read
             return Usage()  # nothing came of it
-        if ctx.status >= 400:
+        if status >= 400:
             return Usage()
         usage = ctx.tap.usage(policy) if ctx.tap is not None else None
         if usage is None and policy != "counted":
@@ -124,3 +131,10 @@ class RateLimitMiddleware:
             await send(message)
 
         return send_if_paid
+
+
+def _out_of_time(ctx: RequestContext) -> bool:
+    """Tell whether the caller's own time is over: it has left, and has said so beforehand."""
+    if not ctx.attempts:
+        return False  # and nobody has looked whether it is a time
+    return deadline_of(ctx.started_at, ctx.fields, 0.0) <= clock.now() + HAIR

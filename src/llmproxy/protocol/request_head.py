@@ -29,6 +29,8 @@ _DROPPED = HOP_BY_HOP | {
     b"x-forwarded-host",
     b"x-forwarded-port",
     b"x-forwarded-proto",
+    b"x-goog-api-key",  # where Google's clients have their key
+    b"x-goog-user-project",
     b"x-real-ip",
     b"x-request-id",
 }

@@ -4,6 +4,8 @@ Rule 1: only whole numbers from zero up to what a context could hold are taken. 
         counts as not said, whatever it is.
 Rule 2: of what is said twice the last holds, field by field: Anthropic tells the prompt at the
         beginning and the answer at the end.
+Rule 3: what Anthropic's first event tells of the answer is how it begins. It is no count of it:
+        whoever left before the last event would have had all of it for one token.
 """
 
 import re
@@ -13,7 +15,7 @@ from llmproxy.records import Usage
 
 MOST = 100_000_000  # tokens; the longest context there is has a tenth of it
 
-_PROMPT, _COMPLETION, _CACHED, _REASONING, _TOTAL, _READ, _WRITTEN = range(7)
+_PROMPT, _COMPLETION, _CACHED, _REASONING, _TOTAL, _READ, _WRITTEN, _BEGUN = range(8)
 _NAMES = {
     "prompt_tokens": _PROMPT,
     "input_tokens": _PROMPT,
@@ -69,14 +71,17 @@ class Report:
             place = value.get(name)
             if isinstance(place, dict):
                 usage = place.get("usage")
-                self._take(usage if isinstance(usage, dict) else place)
+                begun = name == "message"
+                self._take(usage if isinstance(usage, dict) else place, begun=begun)
 
-    def _take(self, place: dict[str, object]) -> None:
+    def _take(self, place: dict[str, object], *, begun: bool = False) -> None:
         said = self._said
         for name, number in place.items():
             # A boolean is an int in Python.
             if type(number) is int:
                 field = _NAMES.get(name)
+                if begun and field == _COMPLETION:
+                    field = _BEGUN
                 if field is not None and field not in said and 0 <= number <= MOST:
                     said[field] = number
             elif name in _DETAILS and isinstance(number, dict):
@@ -107,6 +112,11 @@ class Report:
     def completion(self) -> int | None:
         """Tokens of the answer."""
         return self._said.get(_COMPLETION)
+
+    @property
+    def begun(self) -> int:
+        """Tokens of the answer that were there when it began."""
+        return self._said.get(_BEGUN, 0)
 
     def usage(self, prompt: int, completion: int, *, estimated: bool) -> Usage:
         """Return all of it, around these two."""

@@ -52,6 +52,7 @@ _DONE = b"data: [DONE]"
 # Their last event is the one with the count, and may be longer than what is kept.
 _COUNTED_LAST = (Ending.RESPONSES, Ending.NDJSON)
 _CHAT = Ending.CHAT  # looking a member up in its Enum takes three times as long
+_TO_COME = ("queued", "in_progress")  # states of a response that is made in the background
 _EDGE = 4  # events at either end that are read to see whether they carry anything
 
 
@@ -146,7 +147,7 @@ class UsageTap:
         return self._trace.count if self._trace is not None else 0
 
     def usage(self, policy: Charge = "counted") -> Usage | None:
-        """Return what was used, finally or so far; None when there is no answer to pay for.
+        """Return what was used, finally or so far; None when there is no answer to pay for yet.
 
         The policy is about answers that are not finished.
         """
@@ -164,24 +165,38 @@ class UsageTap:
             self._final = found
         return found
 
-    def _used(self, policy: Charge) -> Usage:
+    def _used(self, policy: Charge) -> Usage | None:
         if policy != "counted" and not self.finished:
             if policy == "none":
                 return Usage()
             report = self._report()
-            return report.usage(report.prompt or 0, report.completion or 0, estimated=self._doubted)
+            written = report.completion or report.begun
+            return report.usage(report.prompt or 0, written, estimated=self._doubted)
         report = self._report()
         prompt, completion = report.prompt, report.completion
         if completion is None and self._endpoint.name in READING:
             completion = 0
         if prompt is not None and completion is not None:
             return report.usage(prompt, completion, estimated=self._doubted)
-        text = self._estimate() if completion is None else completion
+        if self._only_accepted():
+            return None
+        text = max(self._estimate(), report.begun) if completion is None else completion
         if prompt is None:
             generates = self._endpoint.name not in REPORTING or text > 0
             size = self._asked.prompt_bytes if generates else 0
             prompt = -(-size // BYTES_PER_TOKEN)
         return report.usage(prompt, text, estimated=True)
+
+    def _only_accepted(self) -> bool:
+        """Tell whether the engine has only said that it will answer: its work is still to come.
+
+        The answer is fetched by a request of its own, which nobody takes for one that costs.
+        """
+        if self._endpoint.ending is not Ending.RESPONSES or self._kind is not Kind.WHOLE:
+            return False
+        whole = self._whole if self._trace is None else self._trace.whole()
+        said = _value(whole or b"")
+        return isinstance(said, dict) and said.get("status") in _TO_COME
 
     def _look(self) -> None:
         """Look at an answer that came as a whole, as far as one does that comes in pieces."""
@@ -234,8 +249,11 @@ class UsageTap:
             return max(0, trace.count - self._empty(trace))
         whole = self._whole if trace is None else trace.whole()
         if self._kind is Kind.WHOLE and whole is not None:
-            return -(-length_of_text(_value(whole)) // BYTES_PER_TOKEN)
-        size = trace.size if trace is not None else 0
+            value = _value(whole)
+            if value is not None:
+                return -(-length_of_text(value) // BYTES_PER_TOKEN)
+            # Half of one cannot be read: what there is of it is measured like a longer one.
+        size = trace.size if trace is not None else len(whole or b"")
         return size // BYTES_PER_TOKEN if self._endpoint.name in GENERATING else 0
 
     def _empty(self, trace: Trace) -> int:

@@ -71,14 +71,22 @@ class Reservation:
         prompt = estimate.dense if line.kind in ("hard", "cut") else estimate.prompt
         if line.unit == "tok":
             full, sure = prompt + estimate.output, estimate.prompt + estimate.sure_output
+            each = 1.0
         elif price is None:
             return 0.0
         else:
             full = price.most(prompt, estimate.output)
             sure = price.most(estimate.prompt, estimate.sure_output)
-        # Nobody is turned away for ever by a guess, only by what was asked for.
+            each = price.most(0, 1)
         limit = line.meter.limit
-        return full if full <= limit else max(limit, sure)
+        if full <= limit:
+            return full
+        if line.kind == "cut" and each:
+            # Less is reserved than was guessed: beyond it a stream has to ask.
+            within = estimate.sure_output + max(0.0, limit - sure) / each
+            self.allowed = min(self.allowed, within)
+        # Nobody is turned away for ever by a guess, only by what was asked for.
+        return max(limit, sure)
 
 
 class Ticket(msgspec.Struct, frozen=True, gc=False):  # as an estimate is, for the same reason
