@@ -31,7 +31,7 @@ from llmproxy.routing.retry import RETRY_AFTER, in_seconds, is_replay_safe
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
-from llmproxy.time_left import FOR_EVER, bounded
+from llmproxy.time_left import FOR_EVER, bounded, in_time
 from llmproxy.transport import Call, Outgoing
 from llmproxy.transport.interface import Repeated
 from llmproxy.types import Header, Receive, Scope, Send, WatchedExchange, watched
@@ -106,11 +106,13 @@ class Forward:
         due = clock.now() + limit if limit else FOR_EVER
         endpoint = present(ctx.endpoint, "endpoint")
         exchange = watched(scope)
-        call = await server.transport.open(
+        opening = server.transport.open(
             self._outgoing(scope, ctx, endpoint, server.upstream, exchange),
             connect=bounded(self.clocks.connect, deadline),
             answer=bounded(limit, deadline),
         )
+        # Its clock for the answer stands while the request is still going out.
+        call = await (opening if deadline == FOR_EVER else in_time(opening, deadline))
         delivery = self.stalls.begin(watched=exchange is not None)
         try:
             attempt = ctx.attempt

@@ -19,7 +19,7 @@ from llmproxy.protocol.stream_tail import Halt, StreamTail
 from llmproxy.protocol.tails import tail_for
 from llmproxy.records import Clocks, Ending
 from llmproxy.stalls import Delivery
-from llmproxy.time_left import FOR_EVER, left_until
+from llmproxy.time_left import FOR_EVER, in_time, left_until
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Send, Writer, writer_of
@@ -93,7 +93,8 @@ class Relay:
                     break
                 delivery.count += 1
                 delivery.sending = True
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                sent = send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await (sent if unhurried else in_time(sent, deadline))
                 delivery.sending = False
                 within = patience
                 try:
@@ -149,7 +150,8 @@ class Relay:
         pass_on = passage.into(writer)
         while not ready and (left := left_until(deadline)) > 0:
             ready = await self.call.flow(pass_on, within, left)
-            await writer.room()
+            room = writer.room()
+            await (room if deadline == FOR_EVER else in_time(room, deadline))
 
     async def _first(self, due: float, deadline: float) -> bytes:
         """Return the first bytes that say something: an engine's own comments do not."""

@@ -19,7 +19,8 @@ from llmproxy.parts import part_named
 from llmproxy.protocol.endpoints import Paths
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Upstream
-from llmproxy.settings import Settings
+from llmproxy.settings import Settings, SettingsError
+from llmproxy.settings.faults import Fault
 from llmproxy.stack import Frame, alone
 from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
@@ -88,6 +89,13 @@ class Auth(SingleLayer):
 
     name = "auth"
 
+    def __init__(self, app: ASGIApp, /, *, settings: Settings | None = None, **values: Any) -> None:
+        super().__init__(app, settings=settings, **values)
+        if self.settings.auth == "off" and "auth" not in self.settings.model_fields_set:
+            # Nothing is read from the environment here, which whoever wrote it may have expected.
+            cure = "Auth has nobody to ask for a key: give it keys=..., or say so with auth='off'"
+            raise SettingsError([Fault("auth", "", cure)])
+
 
 class RateLimit(SingleLayer):
     """Holds callers to limits and budgets: `RateLimit(app, limits="60 req/min")`."""
@@ -104,6 +112,11 @@ class Routing(SingleLayer):
 
     name = "routing"
 
+    def __init__(self, app: ASGIApp, /, *, settings: Settings | None = None, **values: Any) -> None:
+        super().__init__(app, settings=settings, **values)
+        if self.settings.upstreams:
+            _refuse_to_hide(app)
+
     def _end(
         self, engines: Engines, metrics: Metrics, trusted_proxies: TrustedProxies
     ) -> ASGIApp | None:
@@ -115,6 +128,16 @@ class Routing(SingleLayer):
         engines.watches.clear()  # it answers no probe that it does not know
         engines.registry.replace("app", [Upstream("app", "http", "", 0, lists_models=False)])
         return None
+
+
+def _refuse_to_hide(app: ASGIApp | None) -> None:
+    """Refuse to answer from upstreams in the place of layers that would hold callers back."""
+    while app is not None:
+        if isinstance(app, Auth | RateLimit):
+            name = type(app).__name__
+            cure = f"Routing would answer in the place of {name}: add {name} after it, not before"
+            raise SettingsError([Fault("upstreams", "", cure)])
+        app = getattr(app, "_app", None) or getattr(app, "app", None)
 
 
 async def _supervise(engines: Engines) -> None:

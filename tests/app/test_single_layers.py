@@ -1,10 +1,14 @@
 """The public layers in an app that is not ours."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import pytest
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,6 +21,7 @@ from tests.support.upstream import json_answer, scripted
 
 BODY = b'{"model":"m","messages":[]}'
 KEY = b"Kq3-vT9x-4Lw8-ZZ12"
+README = Path(__file__).parents[2] / "README.md"
 
 
 async def complete(request: Request) -> Response:
@@ -98,6 +103,15 @@ async def test_keys_are_asked_for_in_front_of_any_app() -> None:
     assert page.status == 200
 
 
+def test_a_door_that_nobody_can_close_is_said_to_be_open() -> None:
+    """Without keys there is nothing to ask for, and the layer would let everybody pass."""
+    with pytest.raises(llmproxy.SettingsError, match="nobody to ask"):
+        middleware.Auth(host())
+
+    middleware.Auth(host(), auth="off")
+    middleware.Auth(host(), auth="keys")  # those that are issued
+
+
 async def test_layers_share_the_frame_and_know_of_each_other() -> None:
     """Outer auth, inner limits: each key has its own."""
     app = host()
@@ -123,6 +137,41 @@ async def test_limits_of_two_layers_hold_and_both_give_places_back() -> None:
         answers = [(await ask()).status for _ in range(4)]
 
     assert answers == [200, 200, 200, 429]
+
+
+async def test_the_layers_of_the_readme_ask_for_a_key_before_they_route(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its lines are taken as they stand there, but for where the servers are."""
+    monkeypatch.setenv("ADA_KEY", KEY.decode())
+    lines = re.findall(r"^app\.add_middleware\(.*\)$", README.read_text(), re.MULTILINE)
+    app = host()
+    async with scripted(json_answer({"from": "the engine"})) as engine:
+        servers = re.compile(r'upstreams="[^"]*"')
+        written = servers.sub(f'upstreams="{engine.url}"', "\n".join(lines))
+        exec(written, {"app": app, "llmproxy": llmproxy})  # our own page
+        async with asking(app) as ask:
+            stranger, ada = await ask(), await ask(key=KEY)
+
+    assert len(lines) == 3
+    assert (stranger.status, ada.status) == (401, 200)
+    assert ada.body == b'{"from":"the engine"}'
+    assert ada.header(b"x-ratelimit-limit-requests") == b"60"
+
+
+@pytest.mark.parametrize("hidden", [middleware.Auth, middleware.RateLimit])
+@pytest.mark.parametrize("between", [True, False])
+def test_routing_does_not_hide_what_holds_callers_back(
+    hidden: type[middleware.Auth], between: bool
+) -> None:
+    """It would answer, and nobody would be asked for a key or counted."""
+    inner = hidden(host(), keys=f"ada:{KEY.decode()}")
+    behind = GZipMiddleware(inner) if between else inner
+
+    with pytest.raises(llmproxy.SettingsError, match=f"add {hidden.__name__} after it"):
+        middleware.Routing(behind, upstreams="http://127.0.0.1:9")
+
+    middleware.Routing(behind, aliases="m=llama")  # sends the requests on to them
 
 
 async def test_routing_in_front_of_an_app_tries_it_again() -> None:

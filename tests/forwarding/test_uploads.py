@@ -131,6 +131,29 @@ async def test_a_model_behind_the_file_is_not_waited_for() -> None:
     assert line["model"] is None
 
 
+async def test_a_form_that_names_another_model_behind_the_file_is_never_complete() -> None:
+    """Who may use one model only would get the other from a server that takes the last."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.body()
+        exchange.json({})
+
+    async with scripted(script) as engine, proxied(engine.upstream) as proxy:
+        async with proxy.client() as client:
+            client.send(chunked_head())
+            say(client, MODEL + FILE_HEAD + b"RIFF")
+            await engine.reached()
+            say(client, b"\r\n" + part(b"model", b"whisper-2") + END)
+            client.send(b"0\r\n\r\n")
+            answer = await client.answer()
+        await engine.abandoned()
+
+    assert answer.status == 400
+    assert json.loads(answer.body)["error"]["param"] == "model"
+    assert b"whisper-2" not in engine.requests[0].body
+
+
 async def test_a_large_field_before_the_model_ends_the_search() -> None:
     """What is kept for the search is bounded, whatever the form looks like."""
     body = part(b"prompt", b"x" * 200_000) + MODEL + FILE_HEAD + END
@@ -277,6 +300,36 @@ async def test_a_slow_upload_is_not_given_up(connection: Connection) -> None:
 
     assert answer.status == 200
     assert engine.requests[0].body == b"slow" * 4
+
+
+@pytest.mark.parametrize("by", ["operator", "caller"])
+async def test_an_upload_does_not_outlast_the_time_for_the_whole_request(by: str) -> None:
+    """Its pieces renew the clock of the upload, and not this one."""
+    headers = [(b"content-type", FORM), (b"transfer-encoding", b"chunked")]
+    if by == "caller":
+        headers.append((b"x-llmproxy-timeout", b"0.4"))
+
+    async def drip(client: RawClient) -> None:
+        while True:
+            say(client, b"\0")
+            await asyncio.sleep(0.05)
+
+    async with (
+        scripted(ECHO) as engine,
+        proxied(engine.upstream, timeout_total=0.4 if by == "operator" else 0) as proxy,
+        proxy.client() as client,
+    ):
+        client.send(request_bytes(PATH, headers=headers, body=b""))
+        say(client, MODEL + FILE_HEAD)
+        dripping = asyncio.create_task(drip(client))
+        try:
+            answer = await client.answer()
+        finally:
+            dripping.cancel()
+        await engine.abandoned()
+
+    assert answer.status == 504
+    assert json.loads(answer.body)["error"]["code"] == "upstream_timeout"
 
 
 async def test_half_an_upload_is_never_sent_again() -> None:

@@ -20,7 +20,9 @@ def test_a_timeout(value: bytes, seconds: float) -> None:
     assert timeout_of({b"x-llmproxy-timeout": value}) == seconds
 
 
-@pytest.mark.parametrize("value", [b"", b"0", b"-1", b"nan", b"inf", b"1e9", b"soon", b"10s"])
+@pytest.mark.parametrize(
+    "value", [b"", b"0", b"-1", b"nan", b"inf", b"1e9", b"soon", b"10s", b"1_0"]
+)
 def test_no_timeout(value: bytes) -> None:
     """What is none is refused by the name of the header."""
     with pytest.raises(InvalidRequest) as refused:

@@ -280,6 +280,16 @@ def test_a_key_that_exists_is_asked_for() -> None:
     assert Settings.load({}).auth == "off"
 
 
+@pytest.mark.parametrize("given", ["", " ", ",", "[]", "{}"])
+def test_keys_that_came_out_empty_open_nothing(given: str) -> None:
+    """Who sets the variable wants callers to be asked, and stands behind nginx on loopback."""
+    [line] = faults_of({"LLMPROXY_KEYS": given})
+
+    assert line.startswith("LLMPROXY_AUTH: LLMPROXY_KEYS names no key")
+    assert Settings.load({"LLMPROXY_KEYS": given, "LLMPROXY_AUTH": "off"}).auth == "off"
+    assert Settings.load({"LLMPROXY_KEYS": given, "LLMPROXY_AUTH": "keys"}).auth == "keys"
+
+
 @pytest.mark.parametrize(
     ("given", "cure"),
     [

@@ -7,6 +7,7 @@ import pytest
 from tests.support.rig import proxied
 from tests.support.streams import CHAT
 from tests.support.upstream import Exchange, scripted
+from tests.support.wire import patience
 
 EVENT = b"data: " + b"x" * 65_530 + b"\n\n"
 KERNEL = 24 * 1024 * 1024  # bytes; more than the buffers of all four sockets can take
@@ -106,6 +107,24 @@ async def test_a_client_that_stops_reading_is_given_up(comments: float) -> None:
 
     assert line["outcome"] == "client_gone"
     assert line["status"] == 499
+
+
+async def test_the_time_for_the_whole_request_runs_while_its_client_stands_still() -> None:
+    """The engine is free again when it is over, and not when the client is given up."""
+    async with (
+        scripted(Flood(2000)) as engine,
+        proxied(engine.upstream, timeout_total=0.5, timeout_write=60.0) as proxy,
+        proxy.client() as client,
+    ):
+        client.keep_reads = False
+        client.send(CHAT.request)
+        await client.head()
+        client.stop_reading()
+        async with patience("the engine was let go", 5.0):
+            await engine.abandoned()
+        line = await proxy.log.line()
+
+    assert (line["outcome"], line["code"]) == ("stream_broken", "upstream_timeout")
 
 
 async def test_a_client_that_reads_slowly_is_not_given_up() -> None:

@@ -230,6 +230,17 @@ async def test_the_limit_of_a_head(connect: Connect, size: int, cut: int, accept
                 await ask(transport)
 
 
+@only_http1("h11's limit is another, and holds only for what is incomplete")
+async def test_a_body_does_not_make_a_head_shorter(connect: Connect) -> None:
+    """A head that is too long is, also when the read that ends it brings the body."""
+    field = b"x: " + b"y" * 1000 + b"\r\n"
+    head = OK + field * (MAX_HEAD // len(field) + 30) + b"content-length: 4\r\n\r\n"
+
+    async with scripted(answering(head + b"body")) as server:
+        with pytest.raises(UpstreamBroken, match="head that is too long"):
+            await fetch(connect(server))
+
+
 async def test_a_large_body_is_no_large_head(connect: Connect) -> None:
     """What comes along with a head does not count towards it."""
     body = b"x" * (1 << 20)

@@ -1,6 +1,8 @@
 """Bodies that are passed on while they come in."""
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -13,6 +15,7 @@ from llmproxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from llmproxy.records import Upstream
 from llmproxy.transport import Outgoing
 from tests.support.calls import HOST, Pieces, ask, body_of, eventually, fetch, post, settle
 from tests.support.upstream import Exchange, in_turn, json_answer, scripted
@@ -157,6 +160,28 @@ async def test_an_early_answer_may_go_on_beside_the_upload(connect: Connect) -> 
 
         assert (first, second) == (b"ONE", b"TWO")
         assert await call.read(PATIENCE) == b""
+
+
+@only_http1("below httpcore the event loop gives up with the write")
+async def test_a_refusal_is_heard_although_the_server_closed_with_it(connect: Connect) -> None:
+    """What the server said arrives before its reset, and no write that fails may lose it."""
+    refusal = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 9\r\n\r\ntoo large"
+
+    class Refused(Pieces):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"one"
+            peer, _ = await asyncio.get_running_loop().sock_accept(listening)
+            with peer:
+                peer.send(refusal)
+            yield b"two"  # the connection is reset, and nobody has read it since
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        port = listening.getsockname()[1]
+        upstream = Upstream("engine", "http", "127.0.0.1", port)
+        call = await ask(connect(upstream), upload(Refused()))
+
+        assert (call.status, await body_of(call)) == (413, b"too large")
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

@@ -25,6 +25,8 @@ def timeout_of(fields: Mapping[bytes, bytes]) -> float | None:
         result = float(value)
     except ValueError:
         result = -1.0
+    if b"_" in value:  # Python's way to write a long number, and nobody else's
+        result = -1.0
     if not 0 < result <= LONGEST_TIMEOUT:  # NaN fails this too
         raise InvalidRequest(
             "`x-llmproxy-timeout` must be a number of seconds above 0, 86400 at most.",

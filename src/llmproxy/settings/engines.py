@@ -34,6 +34,7 @@ class KeySource:
     entries: tuple[KeyEntry, ...] = ()
     file: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    said: bool = field(default=False, compare=False)  # by somebody, if only that there are none
 
     def __bool__(self) -> bool:
         return bool(self.entries) or self.file is not None
@@ -70,8 +71,10 @@ def read_keys(given: object) -> KeySource:
     try:
         if isinstance(given, str) and given.strip().startswith(_FILE):
             path = given.strip().removeprefix(_FILE)
-            return KeySource(load_keys(path, fields=FIELDS, environ=environ), path, environ)
-        return KeySource(keys(given, fields=FIELDS, environ=environ), None, environ)
+            return KeySource(
+                load_keys(path, fields=FIELDS, environ=environ), path, environ, said=True
+            )
+        return KeySource(keys(given, fields=FIELDS, environ=environ), None, environ, said=True)
     except ValueError as exc:
         raise Refused((MASK, str(exc))) from None
 

@@ -280,8 +280,18 @@ class Settings(BaseSettings):
     @classmethod
     def _is_off_on_purpose(cls, auth: str | None, info: ValidationInfo) -> str:
         given, host = info.data, info.data.get("host")
-        if auth is None and given.get("keys"):
+        keys = given.get("keys")
+        if auth is None and keys:
             auth = "keys"
+        if auth is None and keys is not None and keys.said:
+            # A variable that was meant to be filled from another one, most likely.
+            raise Refused(
+                (
+                    "",
+                    "LLMPROXY_KEYS names no key, and nobody would be asked for one: name some, or"
+                    " say so with LLMPROXY_AUTH=off",
+                )
+            )
         if auth is None:
             if host is not None and not addresses.is_loopback(host):
                 raise Refused(

@@ -19,7 +19,7 @@ from llmproxy.records import Upload
 from llmproxy.transport.http1.answer_memory import AnswerMemory
 from llmproxy.transport.http1.call import Http1Call
 from llmproxy.transport.http1.head import Framing, framing_of, head_size, write_head
-from llmproxy.transport.http1.kernel import has_news, unconfirmed
+from llmproxy.transport.http1.kernel import has_news, unconfirmed, unread
 from llmproxy.transport.interface import Outgoing
 from llmproxy.transport.uploads import counted
 from llmproxy.turns import my_turn
@@ -143,6 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         self._overhead = 0
         self._framing = None
         self._parsed = False
+        self._sender = None
         self._without_body = outgoing.method == b"HEAD"
         body = outgoing.body
         if isinstance(body, bytes):
@@ -296,7 +297,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._framing is Framing.INVALID:
             self._break(call, "sent a head that can be read in two ways")
             return False
-        if len(data) > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
+        if self._overhead > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
             self._break(call, "sent a head that is too long")
             return False
         if self._framing is Framing.LENGTH and self._keep_alive and self._overhead == len(data):
@@ -317,6 +318,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        if exc is not None and self._sender is not None:
+            self._hear_out()
         self._stop_sending()
         self._stop_clock()
         if self._writable is not None and not self._writable.done():
@@ -327,6 +330,16 @@ class Connection(asyncio.BufferedProtocol):
             failure.__cause__ = exc
             call.fail(failure)
         self._owner.lost(self)
+
+    def _hear_out(self) -> None:
+        """Read why the upstream takes no more of a large request, if it has said so.
+
+        One that refuses and closes resets the connection. The event loop gives up with the next
+        write, which may come before it has read the refusal.
+        """
+        assert self._transport is not None
+        if data := unread(self._transport, MAX_HEAD):
+            self.feed(data)
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()

@@ -1,10 +1,12 @@
 """What the kernel knows of a connection that the event loop does not."""
 
 import asyncio
+import os
 import select
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 if sys.platform != "win32":
     import fcntl
@@ -46,3 +48,18 @@ def unacknowledged(sock: socket.socket) -> int:
         return 0
     size: int = struct.unpack("i", answer)[0]
     return size
+
+
+def unread(transport: asyncio.Transport, most: int) -> bytes:
+    """Return what has come over a connection that is being closed and was not read; once.
+
+    Of TLS nothing: nobody is left to decipher it.
+    """
+    data = b""
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.get_extra_info("sslcontext") is not None:
+        return data
+    with suppress(OSError):  # there is nothing, or nothing any more
+        while len(data) < most and (more := os.read(sock.fileno(), most - len(data))):
+            data += more
+    return data
