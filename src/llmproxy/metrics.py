@@ -25,6 +25,8 @@ OTHER = "other"
 _COMPLETED = Outcome.COMPLETED  # looking a member up in its Enum takes three times as long
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 
+KINDS = ("prompt", "completion", "cached", "reasoning")  # of tokens
+
 State = dict[str, list[tuple[list[str], Any]]]
 """All tables as they travel between processes: by name, rows of labels and value."""
 
@@ -39,6 +41,7 @@ class Metrics:
         self._upstream_up: dict[Labels, int] = {}
         self._breaker: dict[Labels, int] = {}
         self._tokens: defaultdict[Labels, int] = defaultdict(int)
+        self._used: dict[str, list[int]] = {}  # by model, in the order of KINDS; of late
         self._inflight = 0
         self._duration: dict[Labels, Distribution] = {}
         self._first_token: dict[Labels, Distribution] = {}
@@ -87,15 +90,14 @@ class Metrics:
             if answering is not None and answering != model:
                 self._learn(answering)
                 label = self._label(answering)
-            prompt, completion = usage.prompt, usage.completion
-            cached, reasoning = usage.cached, usage.reasoning
-            tokens = self._tokens
-            tokens[label, "prompt"] += prompt
-            tokens[label, "completion"] += completion
-            if cached:
-                tokens[label, "cached"] += cached
-            if reasoning:
-                tokens[label, "reasoning"] += reasoning
+            used = self._used.get(label)
+            if used is None:
+                used = self._used[label] = [0] * len(KINDS)
+            used[0] += usage.prompt
+            used[1] += usage.completion
+            if usage.cached or usage.reasoning:
+                used[2] += usage.cached
+                used[3] += usage.reasoning
 
     def stream(self, upstream: str | None, first_token: float, gap: float | None) -> None:
         """Record the pace of a stream that has ended."""
@@ -218,6 +220,7 @@ class Metrics:
 
     def counters(self) -> dict[str, dict[Labels, int]]:
         """Return the tables of everything that only grows."""
+        self._sum_up()
         return {
             "llmproxy_requests": self._requests,
             "llmproxy_upstream_attempts": self._attempts,
@@ -248,6 +251,16 @@ class Metrics:
             "llmproxy_queue_seconds": {(): self._queue},
             "llmproxy_event_loop_lag_seconds": {(): self._lag},
         }
+
+    def _sum_up(self) -> None:
+        """Put what was used of late into its table: for each request that would take longer."""
+        for model, used in self._used.items():
+            self._tokens[model, "prompt"] += used[0]
+            self._tokens[model, "completion"] += used[1]
+            for kind, count in zip(KINDS[2:], used[2:], strict=True):
+                if count:
+                    self._tokens[model, kind] += count
+        self._used.clear()
 
 
 def _bounded(table: dict[Labels, int], label: str) -> str:

@@ -81,7 +81,9 @@ class ObserveMiddleware:
         outcome = outcome_of(ctx, stopped)
         failure = ctx.failure if outcome is not _COMPLETED else None
         status = ctx.status or (failure.status if failure is not None else 0)
+        left = stopped
         if isinstance(failure, ClientGone):
+            left = True
             status = failure.status  # whatever it had been sent, it did not stay for the rest
         model = ctx.inference.model if ctx.inference is not None else None
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
@@ -94,7 +96,7 @@ class ObserveMiddleware:
         finally:  # whatever an answer has in it
             settle = ctx.settle
             if settle is not None:
-                settle(ctx, usage, stopped or isinstance(ctx.failure, ClientGone))
+                settle(ctx, usage, left)
         if ctx.charged is not None:
             usage = ctx.charged
 
