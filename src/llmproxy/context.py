@@ -52,6 +52,9 @@ class RequestContext:
     body: bytes | Upload | None = None
     """The whole body, or the one that is still coming in."""
 
+    check: "Callable[[RequestContext], None] | None" = None
+    """To be called when it is known what is asked for; raises when that may not be."""
+
     inference: InferenceRequest | None = None
     """What is asked for; for an upload known as soon as its first parts were read."""
 
@@ -138,6 +141,7 @@ WRITERS = {
     "path": "entrance",
     "endpoint": "entrance",
     "principal": "auth",
+    "check": "auth",
     "body": "body",
     "inference": "body",
     "status": "observe",

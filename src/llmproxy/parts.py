@@ -10,7 +10,7 @@ from llmproxy.means import Means
 from llmproxy.metering.prices import PriceList
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.admission import AdmissionMiddleware
-from llmproxy.middleware.auth import AuthMiddleware, PermissionMiddleware
+from llmproxy.middleware.auth import AuthMiddleware
 from llmproxy.middleware.rate_limit import RateLimitMiddleware
 from llmproxy.middleware.routing import RoutingMiddleware
 from llmproxy.rate_limit.limiter import Limiter
@@ -56,10 +56,7 @@ def part_named(name: str, engines: Engines, settings: Settings, metrics: Metrics
 
 
 def _auth(authenticator: Authenticator) -> Part:
-    return Part(
-        gate=lambda app: AuthMiddleware(app, authenticator=authenticator),
-        layer=PermissionMiddleware,
-    )
+    return Part(gate=lambda app: AuthMiddleware(app, authenticator=authenticator))
 
 
 def _limits(limiter: Limiter) -> Part:

@@ -21,7 +21,7 @@ from llmproxy.errors import (
     RouteNotAllowed,
     Unauthenticated,
 )
-from llmproxy.middleware.auth import AuthMiddleware, PermissionMiddleware
+from llmproxy.middleware.auth import AuthMiddleware
 from llmproxy.middleware.body import BodyMiddleware
 from llmproxy.middleware.entrance import EntranceMiddleware
 from llmproxy.middleware.errors import ErrorsMiddleware
@@ -66,10 +66,10 @@ async def inside(scope: Scope, receive: Receive, send: Send) -> None:
 async def through(
     *headers: Header, ctx: RequestContext | None = None, layer: ASGIApp | None = None, **more: Any
 ) -> Exchange:
-    """Send a request through the gate and the second step."""
+    """Send a request through the layer, as one whose body has been read."""
     ctx = ctx or make_context()
     ctx.fields = dict(headers)
-    gate = AuthMiddleware(layer or PermissionMiddleware(inside), authenticator=authenticator())
+    gate = AuthMiddleware(layer or inside, authenticator=authenticator())
     return await drive(gate, ctx=ctx, headers=headers, **more)
 
 
@@ -118,7 +118,7 @@ async def test_a_known_key_does_not_suspend() -> None:
         "headers": [bearer(ALICE)],
         "llmproxy.context": ctx,
     }
-    running = AuthMiddleware(PermissionMiddleware(app), authenticator=authenticator())(
+    running = AuthMiddleware(app, authenticator=authenticator())(
         scope, unused, unused
     ).__await__()
 
@@ -216,17 +216,10 @@ async def test_a_list_of_models_has_what_the_key_may_use(key: str, shown: bytes)
     """And the length that it then has."""
     ctx = make_context(endpoint=MODELS, path=b"/v1/models", body=b"", inference=InferenceRequest())
 
-    seen = await through(bearer(key), ctx=ctx, layer=PermissionMiddleware(two_models))
+    seen = await through(bearer(key), ctx=ctx, layer=two_models)
 
     assert seen.body == shown
     assert (b"content-length", b"%d" % len(shown)) in seen.headers
-
-
-async def test_without_a_gate_the_second_step_asks_nothing() -> None:
-    """Where nobody is asked who they are, nobody is held to anything."""
-    seen = await drive(PermissionMiddleware(inside), ctx=make_context())
-
-    assert seen.body == b"nobody"
 
 
 @pytest.fixture

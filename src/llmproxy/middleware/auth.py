@@ -1,11 +1,12 @@
 """Let in whom we know, and hold them to what they may do.
 
-Two layers. The gate stands before the body is read: a caller whom it refuses has sent the head
-in vain and nothing else. What depends on the body is checked by the second, after it was read.
-Neither is a coroutine where nothing has to be waited for: one costs as much as the rest of it.
+The layer stands before the body is read: a caller whom it refuses has sent the head in vain and
+nothing else. What depends on the body is left to be checked when it has been read, for those
+callers who are held to something. It is no coroutine where nothing has to be waited for: one costs
+as much as the rest of it.
 
 Reads:  body, client, endpoint, fields, inference, path, principal
-Writes: principal
+Writes: check, principal
 Raises: AddressNotAllowed, InvalidRequest, ModelNotAllowed, RouteNotAllowed, StoreUnavailable,
         Unauthenticated, UpstreamBroken
 """
@@ -47,6 +48,8 @@ class AuthMiddleware:
             again = self.authenticator.again
             if known is not None and again(known, ctx.client) is before:
                 ctx.principal = before  # who has sent this very head, and was let in with it
+                if before is not None and before.bound:
+                    send = self._held_to(before, ctx, send)
                 return app(scope, receive, send)
         return self._ask(ctx, notes, scope, receive, send)
 
@@ -65,31 +68,26 @@ class AuthMiddleware:
         if notes is not None:
             notes[self] = self.authenticator.known(call), principal
         ctx.principal = principal
+        if principal.bound:
+            send = self._held_to(principal, ctx, send)
         await self.app(scope, receive, send)
 
+    def _held_to(self, principal: Principal, ctx: RequestContext, send: Send) -> Send:
+        """Hold a caller to what it may have of what it asks for, once that has been read."""
+        if ctx.inference is None:
+            ctx.check = check
+        else:
+            check(ctx)  # the layer has been put behind the body, by somebody who has a frame
+        return ListFilter(principal, send).send if principal.models and ctx.path in LISTS else send
 
-class PermissionMiddleware:
+
+def check(ctx: RequestContext) -> None:
     """Compare what is asked for with what the caller may have."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self.app
-        if scope["type"] != "http":
-            return app(scope, receive, send)
-
-        ctx = get_context(scope)
-        principal = ctx.principal
-        if principal is not None and principal.bound:
-            if principal.method == "hmac":
-                check_content(ctx.fields, ctx.body)
-            endpoint = present(ctx.endpoint, "endpoint")
-            check_model(principal, present(ctx.path, "path"), ctx.inference, ctx.body)
-            check_length(principal, endpoint, ctx.inference)
-            if principal.models and ctx.path in LISTS:
-                send = ListFilter(principal, send).send
-        return app(scope, receive, send)
+    principal = present(ctx.principal, "principal")
+    if principal.method == "hmac":
+        check_content(ctx.fields, ctx.body)
+    check_model(principal, present(ctx.path, "path"), ctx.inference, ctx.body)
+    check_length(principal, present(ctx.endpoint, "endpoint"), ctx.inference)
 
 
 class ListFilter:

@@ -6,7 +6,7 @@ else (audio, images, files) is handed on while it comes in.
 To understand 16 MiB takes up to 20 ms, in which the event loop does nothing else. So it waits for
 its turn, and nothing else of that weight is done in the same one.
 
-Reads:  endpoint, fields
+Reads:  check, endpoint, fields
 Writes: body, inference
 Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge,
         UnsupportedEncoding
@@ -90,6 +90,9 @@ class BodyMiddleware:
             ctx.body, ctx.inference = upload, await self._look_into(upload, about.content_type)
         else:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
+        check = ctx.check
+        if check is not None:
+            check(ctx)
         await app(scope, receive, send)
 
     def _there(self, scope: Scope, receive: Receive, length: int | None) -> bytes | None:
