@@ -38,7 +38,7 @@ async def test_an_engines_own_error_is_passed_on_unchanged(status: bytes) -> Non
     """Status, type, waiting time and body: SDKs know what to make of them."""
     body = b'{ "error": {"message": "its own words", "code": 7} }'
     said = (
-        b"HTTP/1.1 %b\r\ncontent-type: application/problem+json\r\nretry-after: 7\r\n"
+        b"HTTP/1.1 %b\r\ncontent-type: application/problem+json\r\nretry-after: 2\r\n"
         b"content-length: %d\r\n\r\n%b" % (status, len(body), body)
     )
 
@@ -47,7 +47,7 @@ async def test_an_engines_own_error_is_passed_on_unchanged(status: bytes) -> Non
     assert answer.status == int(status[:3])
     assert answer.body == body
     assert answer.header(b"content-type") == b"application/problem+json"
-    assert answer.header(b"retry-after") == b"7"
+    assert answer.header(b"retry-after") == b"2"
     assert proxy.log.lines[0]["outcome"] == "refused"
     assert proxy.log.lines[0]["code"] is None
 
