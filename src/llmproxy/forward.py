@@ -113,6 +113,7 @@ class Forward:
         )
         # Its clock for the answer stands while the request is still going out.
         call = await (opening if deadline == FOR_EVER else in_time(opening, deadline))
+        del opening  # a stream would keep it for as long as it lasts
         delivery = self.stalls.begin(watched=exchange is not None)
         try:
             attempt = ctx.attempt

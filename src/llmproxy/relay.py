@@ -22,7 +22,7 @@ from llmproxy.stalls import Delivery
 from llmproxy.time_left import FOR_EVER, in_time, left_until
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
-from llmproxy.types import Send, Writer, writer_of
+from llmproxy.types import Message, Send, Writer, writer_of
 
 
 class Relay:
@@ -93,8 +93,11 @@ class Relay:
                     break
                 delivery.count += 1
                 delivery.sending = True
-                sent = send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await (sent if unhurried else in_time(sent, deadline))
+                # Nothing is given a name that the stream would keep for as long as it lasts.
+                if unhurried:
+                    await send(_piece(chunk))
+                else:
+                    await in_time(send(_piece(chunk)), deadline)
                 delivery.sending = False
                 within = patience
                 try:
@@ -150,8 +153,10 @@ class Relay:
         pass_on = passage.into(writer)
         while not ready and (left := left_until(deadline)) > 0:
             ready = await self.call.flow(pass_on, within, left)
-            room = writer.room()
-            await (room if deadline == FOR_EVER else in_time(room, deadline))
+            if deadline == FOR_EVER:
+                await writer.room()
+            else:
+                await in_time(writer.room(), deadline)
 
     async def _first(self, due: float, deadline: float) -> bytes:
         """Return the first bytes that say something: an engine's own comments do not."""
@@ -223,3 +228,7 @@ class Relay:
                 "headers": response_headers(call.headers, self.kind),
             }
         )
+
+
+def _piece(chunk: bytes) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": True}

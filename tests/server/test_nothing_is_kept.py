@@ -5,8 +5,10 @@ would add up to gigabytes.
 """
 
 import gc
+import inspect
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
@@ -25,6 +27,7 @@ from tests.support.wire import PeerLeft
 
 Go = Callable[[RawClient], Awaitable[None]]
 
+STREAMS = 3
 KINDS = (RequestContext, ServedExchange, Http1Call)
 POST = request_bytes(body=b'{"model":"m"}')
 UNKNOWN = request_bytes(b"/nowhere", method=b"GET", body=None)
@@ -125,6 +128,35 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(go: Go, kept
         await proxy.log.line()
         await eventually(lambda: not kept(), "its request was let go")
         await asks(client)
+
+
+def through() -> Counter[str]:
+    """The coroutines that have come to their end and are still held."""
+    gc.collect()
+    coroutines = [each for each in gc.get_objects() if inspect.iscoroutine(each)]
+    return Counter(
+        each.__qualname__
+        for each in coroutines
+        if inspect.getcoroutinestate(each) == inspect.CORO_CLOSED
+    )
+
+
+async def test_a_stream_keeps_no_coroutine_that_is_through() -> None:
+    """By a name for what was awaited, say: that would be 300 bytes for as long as it lasts."""
+    async with (
+        scripted(engine) as server,
+        proxied(server.upstream) as proxy,
+        AsyncExitStack() as stack,
+    ):
+        before = through()
+        for _ in range(STREAMS):
+            client = await stack.enter_async_context(proxy.client())
+            client.send(CHAT.request)
+            await client.head()
+            await anext(client.chunks())
+        more = through() - before
+
+    assert not {name for name, count in more.items() if count >= STREAMS}
 
 
 async def test_nothing_is_left_of_who_found_no_server(kept: Kept) -> None:
