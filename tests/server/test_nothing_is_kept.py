@@ -15,6 +15,7 @@ import pytest
 from llmproxy.context import RequestContext
 from llmproxy.server.exchange import Exchange as ServedExchange
 from llmproxy.server.exchange import forget_origin
+from llmproxy.server.protocol import GuardedProtocol
 from llmproxy.transport.http1.call import Http1Call
 from tests.server.apps import GET
 from tests.support.calls import eventually
@@ -128,6 +129,36 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(go: Go, kept
         await proxy.log.line()
         await eventually(lambda: not kept(), "its request was let go")
         await asks(client)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(
+            b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", id="answered"
+        ),
+        pytest.param(b"GET / HTTP/1.1\r\nno field\r\n\r\n", id="refused_by_the_parser"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", id="refused_by_us"),
+    ],
+)
+async def test_nothing_is_left_of_a_connection_that_is_over(request_: bytes) -> None:
+    """A thousand a second come and go, and all wait while the collector comes by for them."""
+    async with proxied("http://127.0.0.1:9") as proxy:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(STREAMS):
+                async with proxy.client() as client:
+                    client.send(request_)
+                    await client.rest()
+            await eventually(lambda: connections() == 0, "nothing is left of them")
+        finally:
+            gc.enable()
+
+
+def connections() -> int:
+    """How many connections of clients there are, or something of them."""
+    return sum(isinstance(each, GuardedProtocol) for each in gc.get_objects())
 
 
 def through() -> Counter[str]:

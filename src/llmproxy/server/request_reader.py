@@ -197,7 +197,7 @@ class RequestReader:
             version = parser.get_http_version()
             head = check_head(raw, method, self._target, version, self._headers)
         except Refusal as refused:
-            self._refusal = refused
+            self._refusal = refused.with_traceback(None)  # which would hold this frame, and us
             return
         self._chunked = head.length is None
         self._heads += 1
