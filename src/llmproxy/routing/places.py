@@ -13,34 +13,6 @@ from llmproxy.errors import Overloaded
 LOOK_EVERY = 1.0  # seconds after which the first in a row looks by itself
 
 
-class _Waiter:
-    """One who waits. One future and one timer: `asyncio.wait` has twice as much to take down."""
-
-    __slots__ = ("bell", "called")
-
-    def __init__(self) -> None:
-        self.called = False
-        self.bell: asyncio.Future[None] | None = None
-
-    def call(self) -> None:
-        self.called = True
-        self._ring()
-
-    async def rest(self, seconds: float) -> None:
-        """Return when called, or after so long."""
-        loop = asyncio.get_running_loop()
-        self.bell = loop.create_future()
-        timer = loop.call_later(seconds, self._ring)
-        try:
-            await self.bell
-        finally:
-            timer.cancel()
-
-    def _ring(self) -> None:
-        if self.bell is not None and not self.bell.done():
-            self.bell.set_result(None)
-
-
 class Places:
     """Those who wait, by the model they wait for."""
 
@@ -48,7 +20,7 @@ class Places:
         """`most` may wait, each `within` seconds; 0 = for ever."""
         self._most = most
         self._within = within
-        self._waiting: dict[str | None, deque[_Waiter]] = {}
+        self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}
         self.waiting = 0
         """How many wait, for whatever model."""
 
@@ -76,28 +48,28 @@ class Places:
         """
         if self.waiting >= self._most:
             raise _full()
-        waiter = _Waiter()
+        called = asyncio.get_running_loop().create_future()
         row = self._waiting.setdefault(model, deque())
-        (row.appendleft if first else row.append)(waiter)
+        (row.appendleft if first else row.append)(called)
         self.waiting += 1
         try:
-            while not waiter.called:
+            while not called.done():
                 left = until - clock.now()
                 if left <= 0:
                     raise _full()
-                await waiter.rest(min(left, LOOK_EVERY))
-                if meanwhile is not None and not waiter.called:
+                await asyncio.wait((called,), timeout=min(left, LOOK_EVERY))
+                if meanwhile is not None and not called.done():
                     await meanwhile()
-                if row and row[0] is waiter:
+                if row and row[0] is called:
                     return  # a server may have come back without a request that ends
         except BaseException:
-            if waiter.called:
+            if called.done():
                 self._wake(model)  # it was our turn, and now it is the next one's
             raise
         finally:
             self.waiting -= 1
-            if waiter in row:
-                row.remove(waiter)
+            if called in row:
+                row.remove(called)
             if not row and self._waiting.get(model) is row:
                 del self._waiting[model]
 
@@ -112,8 +84,11 @@ class Places:
 
     def _wake(self, model: str | None) -> None:
         row = self._waiting.get(model)
-        if row:
-            row.popleft().call()
+        while row:
+            called = row.popleft()
+            if not called.done():
+                called.set_result(None)
+                return
 
 
 def _full() -> Overloaded:
