@@ -145,13 +145,14 @@ async def test_nothing_is_left_of_a_connection_that_is_over(request_: bytes) -> 
     """A thousand a second come and go, and all wait while the collector comes by for them."""
     async with proxied("http://127.0.0.1:9") as proxy:
         gc.collect()
+        before = connections()  # an exception that a test raises again and again may keep one
         gc.disable()
         try:
             for _ in range(STREAMS):
                 async with proxy.client() as client:
                     client.send(request_)
                     await client.rest()
-            await eventually(lambda: connections() == 0, "nothing is left of them")
+            await eventually(lambda: connections() <= before, "nothing is left of them")
         finally:
             gc.enable()
 
