@@ -12,7 +12,7 @@ from llmproxy.logs import AccessLog, HostLog
 from llmproxy.metrics import Metrics
 from llmproxy.middleware.body import BodyMiddleware
 from llmproxy.middleware.disconnect import DisconnectMiddleware
-from llmproxy.middleware.entrance import EntranceMiddleware, path_below_mount
+from llmproxy.middleware.entrance import METHODS, EntranceMiddleware, path_below_mount
 from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.middleware.observe import ObserveMiddleware
 from llmproxy.middleware.replay import ReplayMiddleware
@@ -154,7 +154,7 @@ def _cors(origins: tuple[str, ...]) -> Layer:
     return lambda app: CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["*"],
+        allow_methods=sorted(METHODS),
         allow_headers=["*"],
         expose_headers=EXPOSED,
     )
