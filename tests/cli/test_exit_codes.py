@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,31 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith("llmproxy 0.")
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["check"]])
+def test_a_layer_that_is_none_is_a_fault_like_others(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is told before a server or a worker is started, and not by a traceback."""
+    (tmp_path / "broken_from_the_start.py").write_text(
+        "class Layer:\n    def __init__(self, app): raise ValueError('c4n4ry')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LLMPROXY_UPSTREAMS", "http://127.0.0.1:9")
+    monkeypatch.setenv("LLMPROXY_MIDDLEWARE", "auth,broken_from_the_start:Layer")
+    monkeypatch.setenv("LLMPROXY_PORT", "30x")
+
+    code = main(command)
+
+    said = capsys.readouterr()
+    assert code == 2
+    assert "2 faults" in said.err
+    assert "LLMPROXY_MIDDLEWARE='broken_from_the_start:Layer': cannot be made" in said.err
+    assert "c4n4ry" not in said.err
 
 
 async def test_a_bad_configuration_ends_the_start_at_once() -> None:

@@ -42,11 +42,11 @@ from tests.support.upstream import scripted
 from tests.support.wire import PeerLeft
 
 BROKEN_LAYER = """
-import sys
+import os, sys
 if "--lifeline" in sys.argv:  # only where requests are served
-    raise SystemExit(7)
-class Layer:
-    pass
+    os._exit(7)
+def Layer(app):
+    return app
 """
 NOBODY = "http://127.0.0.1:9"
 

@@ -33,7 +33,7 @@ def run(_: argparse.Namespace) -> int:
     """Print one line for each upstream, those included that are found by a name or a file."""
     from llmproxy.settings.upstreams import url_of
 
-    configured = loaded()
+    configured = loaded(makes_layers=True)
     if configured is None:
         return BAD_CONFIGURATION
     for warning in configured.warnings:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,12 +21,15 @@ NONE_FOUND = (
 )
 
 
-def loaded(arguments: Mapping[str, object] | None = None) -> "Loaded[Settings] | None":
-    """Return the settings of this process; None after telling what is wrong with them."""
+def loaded(*, makes_layers: bool = False) -> "Loaded[Settings] | None":
+    """Return the settings of this process; None after telling what is wrong with them.
+
+    With `makes_layers` each layer of the operator's own is made once, to see that it can be.
+    """
     from llmproxy.settings import Settings, SettingsError, load
 
     try:
-        return load(Settings, os.environ, arguments)
+        return load(Settings, os.environ, makes_layers=makes_layers)
     except SettingsError as exc:
         faults = len(exc.faults)
         print(

@@ -22,7 +22,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal."""
-    configured = loaded()
+    configured = loaded(makes_layers=True)  # the workers do so in earnest, in their own processes
     if configured is None:
         return BAD_CONFIGURATION
     if configured.settings.upstreams:

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from llmproxy.protocol.presets import PRESETS
 from llmproxy.settings.faults import Fault, SettingsError
+from llmproxy.settings.layers import why_not_made
 from llmproxy.settings.model import Settings
 from llmproxy.settings.sources import DEFAULT, ENVIRONMENT, collect
 from llmproxy.settings.texts import as_size, as_text
@@ -39,8 +40,13 @@ def load(
     settings_class: type[S],
     environ: Mapping[str, str],
     arguments: Mapping[str, object] | None = None,
+    *,
+    makes_layers: bool = False,
 ) -> Loaded[S]:
-    """Read defaults, file, environment and arguments; raise with every fault in any of them."""
+    """Read defaults, file, environment and arguments; raise with every fault in any of them.
+
+    With `makes_layers` each layer of the operator's own is made once, and thrown away.
+    """
     collected = collect(environ, arguments or {})
     values = {name: value for name, value in collected.values.items() if name != "config"}
     for name in _MAY_NAME_VARIABLES & values.keys():
@@ -51,6 +57,9 @@ def load(
         settings = settings_class(**values)
     except SettingsError as exc:
         faults += [_placed(fault, collected.sources) for fault in exc.faults]
+    if makes_layers and (wrong := why_not_made(values.get("middleware"))) is not None:
+        variable = variable_of("middleware")
+        faults += [_placed(fault, collected.sources) for fault in wrong.faults(variable)]
     if settings is None or faults:
         raise SettingsError(faults)
     origins = tuple(
