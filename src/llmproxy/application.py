@@ -122,6 +122,7 @@ class LLMProxy:
             max_body=settings.max_body,
             max_upload=settings.max_upload,
             body_timeout=settings.clocks.body,
+            total_timeout=settings.clocks.total,
         )
         forward = forward_of(settings, engines, self.metrics, trusted_proxies, stalls)
         shedding = Part(gate=lambda app: SheddingMiddleware(app, pressure=self.pressure))

@@ -58,6 +58,7 @@ class SingleLayer:
             max_body=settings.max_body,
             max_upload=settings.max_upload,
             body_timeout=settings.clocks.body,
+            total_timeout=settings.clocks.total,
         )
         on = self.name in settings.chain  # or there is nobody to ask and nothing to hold to
         self._framed = self._app

@@ -60,6 +60,7 @@ class Frame:
     max_body: int = 32 * MIB
     max_upload: int = 512 * MIB
     body_timeout: float = 60.0
+    total_timeout: float = 0.0
 
 
 def order(frame: Frame, gates: Sequence[Layer] = (), *, usage: bool = True) -> list[Layer]:
@@ -93,6 +94,7 @@ def order(frame: Frame, gates: Sequence[Layer] = (), *, usage: bool = True) -> l
             max_body=frame.max_body,
             max_upload=frame.max_upload,
             within=frame.body_timeout,
+            total=frame.total_timeout,
         ),
         # Around everything that may wait for long: whoever leaves is noticed in all of it.
         DisconnectMiddleware,

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from llmproxy.records import Upstream
-from tests.support.client import Answer, request_bytes
+from tests.support.client import Answer, RawClient, request_bytes
 from tests.support.ports import free_port
-from tests.support.rig import Rig, proxied
+from tests.support.rig import Connection, Rig, proxied
 from tests.support.upstream import Exchange, Script, answering, json_answer, scripted
 
 ECHO = json_answer({"ok": True})
@@ -249,6 +249,43 @@ async def test_a_caller_may_set_a_shorter_time() -> None:
     answer, _ = await asked(silent, request_bytes(headers=headers))
 
     assert answer.status == 504
+
+
+@pytest.mark.parametrize("by", ["operator", "caller"])
+@pytest.mark.parametrize("kind", [b"application/json", b"multipart/form-data; boundary=b"])
+async def test_a_body_that_drips_in_does_not_outlast_the_time(
+    kind: bytes, by: str, connection: Connection
+) -> None:
+    """It is answered when the time is over, not when it is complete, and our server closes."""
+    headers = [(b"content-type", kind), (b"content-length", b"100000")]
+    if by == "caller":
+        headers.append((b"x-llmproxy-timeout", b"0.3"))
+    path = b"/v1/chat/completions" if b"json" in kind else b"/v1/audio/transcriptions"
+
+    async def drip(client: RawClient) -> None:
+        while True:
+            client.send(b" ")
+            await asyncio.sleep(0.05)
+
+    async with (
+        scripted(ECHO) as engine,
+        proxied(engine.upstream, timeout_total=0.3 if by == "operator" else 0) as proxy,
+        proxy.client() as client,
+    ):
+        client.send(request_bytes(path, headers=headers, body=None) + b"--b\r\n")
+        dripping = asyncio.create_task(drip(client))
+        try:
+            answer = await client.answer()
+            if connection is not Connection.UVICORN:
+                assert answer.header(b"connection") == b"close"
+                assert await client.rest() == b""
+        finally:
+            dripping.cancel()
+        line = await proxy.log.line()
+
+    assert answer.status == 504
+    assert code_of(answer) == line["code"] == "upstream_timeout"
+    assert engine.accepted == 0
 
 
 async def test_a_caller_may_not_set_a_longer_time() -> None:

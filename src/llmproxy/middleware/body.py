@@ -6,17 +6,17 @@ else (audio, images, files) is handed on while it comes in.
 To understand 16 MiB takes up to 20 ms, in which the event loop does nothing else. So it waits for
 its turn, and nothing else of that weight is done in the same one.
 
-Reads:  check, endpoint, fields
+Reads:  check, endpoint, fields, started_at
 Writes: body, inference
 Raises: ClientGone, InvalidJson, InvalidRequest, RequestTimeout, RequestTooLarge,
-        UnsupportedEncoding
+        UnsupportedEncoding, UpstreamTimeout
 """
 
 import asyncio
 from collections.abc import Awaitable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from llmproxy.context import get_context
+from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
     RequestError,
@@ -28,11 +28,14 @@ from llmproxy.errors import (
 from llmproxy.gathered import Gathered
 from llmproxy.protocol.inference import read_inference, text_checked
 from llmproxy.protocol.multipart import LOOK_AT, OneModel, boundary_of, place_of_model
+from llmproxy.protocol.request_options import deadline_of
 from llmproxy.records import Ending, InferenceRequest
+from llmproxy.time_left import FOR_EVER, in_time
 from llmproxy.turns import my_turn
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, receives, watched
 from llmproxy.upload import IncomingUpload
 
+T = TypeVar("T")
 NOTHING_ASKED = InferenceRequest()
 LARGE = 1024 * 1024  # bytes; understood within 2 ms
 
@@ -52,11 +55,20 @@ class BodyHeaders(NamedTuple):
 class BodyMiddleware:
     """Read JSON, or prepare to pass an upload on."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int, max_upload: int, within: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body: int,
+        max_upload: int,
+        within: float,
+        total: float = 0.0,
+    ) -> None:
         self.app = app
         self.max_body = max_body
         self.max_upload = max_upload
         self.within = within
+        self.total = total  # seconds that the whole request may take; 0 = no limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
@@ -74,7 +86,7 @@ class BodyMiddleware:
             body = b""
             if about.expected:
                 body = self._there(scope, receive, about.length) or await self._read(
-                    scope, receive, about.length
+                    ctx, scope, receive, about.length
                 )
             if len(body) > LARGE:
                 asked = await self._understand_large(body, endpoint.ending, must_be_json)
@@ -87,7 +99,9 @@ class BodyMiddleware:
             upload = IncomingUpload(
                 receive, length=about.length, limit=self.max_upload, within=self.within
             )
-            ctx.body, ctx.inference = upload, await self._look_into(upload, about.content_type)
+            deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
+            looking = self._look_into(upload, about.content_type)
+            ctx.body, ctx.inference = upload, await _before(deadline, looking)
         else:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
         check = ctx.check
@@ -106,10 +120,15 @@ class BodyMiddleware:
             return None
         return exchange.take_body()
 
-    def _read(self, scope: Scope, receive: Receive, length: int | None) -> Awaitable[bytes]:
+    def _read(
+        self, ctx: RequestContext, scope: Scope, receive: Receive, length: int | None
+    ) -> Awaitable[bytes]:
+        deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
         if watched(scope) is not None:
-            return self._gather(receive, length)  # our own server has the clock
-        return self._gather_in_time(receive, length)
+            reading = self._gather(receive, length)  # our own server has the clock
+        else:
+            reading = self._gather_in_time(receive, length)
+        return _before(deadline, reading)
 
     async def _gather_in_time(self, receive: Receive, length: int | None) -> bytes:
         try:
@@ -182,6 +201,11 @@ class BodyMiddleware:
             return NOTHING_ASKED
         upload.model_at = place
         return InferenceRequest(model=start[place].decode("utf-8", "replace"))
+
+
+def _before(deadline: float, reading: Awaitable[T]) -> Awaitable[T]:
+    """Return what is read, as long as there is time for the request."""
+    return reading if deadline == FOR_EVER else in_time(reading, deadline)
 
 
 def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:
