@@ -67,6 +67,17 @@ def test_a_secret_is_never_shown(environ: dict[str, str]) -> None:
     assert not [text for text in shown if CANARY in text]
 
 
+@pytest.mark.parametrize(
+    ("given", "seen"), [("keys+off", "'keys+off'"), (f"keys+{CANARY}", "***"), ("key", "***")]
+)
+def test_of_methods_only_our_own_words_are_shown(given: str, seen: str) -> None:
+    """Whoever joins what cannot be joined wants to see it; anything else may be a key."""
+    with pytest.raises(SettingsError) as caught:
+        Settings(auth=given)
+
+    assert f"={seen}: must be off, or one of keys" in str(caught.value)
+
+
 def test_a_refusal_keeps_nothing_of_what_was_given() -> None:
     """Pydantic's own error holds it, and tools that collect errors look at causes too."""
     with pytest.raises(SettingsError) as caught:

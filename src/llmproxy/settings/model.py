@@ -39,7 +39,7 @@ from llmproxy.settings.engines import (
     read_store,
     reader,
 )
-from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, refuse
+from llmproxy.settings.faults import MASK, Fault, Refused, SettingsError, cut, refuse, shown
 from llmproxy.settings.lists import strings
 from llmproxy.settings.routes import (
     read_aliases,
@@ -86,7 +86,10 @@ def _auth(given: object) -> str | None:
     methods = word.split("+")
     if word == "off" or (set(methods) <= set(METHODS) and len(set(methods)) == len(methods)):
         return word
-    raise refuse(given, f"must be off, or one of {', '.join(METHODS)}, or several joined by +")
+    # Words of ours are shown, although one of them is "keys".
+    seen = cut(given) if {*METHODS, "off"}.issuperset(methods) else shown(given)
+    cure = f"must be off, or one of {', '.join(METHODS)}, or several joined by +"
+    raise Refused((seen, cure))
 
 
 def _algorithms(given: object) -> tuple[str, ...]:
