@@ -310,6 +310,7 @@ LARGE_TEXT = b'{"model":"m","prompt":"%b"}' % ("日本語".encode() * LARGE)
 
 async def test_that_a_large_body_is_text_is_seen_in_steps() -> None:
     """It takes as long as everything else that is to be understood of it."""
+
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing is answered."""
 

@@ -425,9 +425,7 @@ async def test_another_attempt_is_made_in_the_place_of_the_first(slow: bool) -> 
 
     async def engine(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"application/json")]
-        await send(
-            {"type": "http.response.start", "status": answers.pop(0), "headers": headers}
-        )
+        await send({"type": "http.response.start", "status": answers.pop(0), "headers": headers})
         body = b"Unknown field: stream_options"
         await send({"type": "http.response.body", "body": body, "more_body": False})
 

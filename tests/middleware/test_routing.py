@@ -11,12 +11,12 @@ from llmproxy.metrics import Metrics
 from llmproxy.middleware.routing import RoutingMiddleware
 from llmproxy.outgoing import body_for
 from llmproxy.protocol.endpoints import CHAT
-from llmproxy.turns import STEP
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import InferenceRequest
 from llmproxy.routing.course import Attempt
 from llmproxy.routing.server import Server
 from llmproxy.settings import Settings
+from llmproxy.turns import STEP
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 from llmproxy.upload import IncomingUpload
 from tests.support.asgi import drive

@@ -12,9 +12,9 @@ from llmproxy.errors import UpstreamBroken
 from llmproxy.middleware.usage import LONGEST_REFUSAL, UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS, NATIVE, UNDERSTOOD
 from llmproxy.protocol.inference import read_inference
-from llmproxy.turns import STEP
 from llmproxy.protocol.usage_option import Refusals
 from llmproxy.records import Usage
+from llmproxy.turns import STEP
 from llmproxy.types import ASGIApp, Header, Message, Receive, Scope, Send, Writer, writer_of
 from tests.support.asgi import Exchange, drive
 from tests.support.builders import make_context

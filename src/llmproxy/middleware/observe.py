@@ -2,9 +2,9 @@
 
 Stands outermost, so that what it counts is what the client was sent.
 
-Reads:  answering_model, attempts, charged, chunks, client, complete, endpoint, engine_id, failure, first_byte_at,
-        inference, limit_lines, paused, principal, queued, request_id, rescues, sent, settle, started_at,
-        status, tail, tap, upstream, waited
+Reads:  answering_model, attempts, charged, chunks, client, complete, endpoint, engine_id, failure,
+        first_byte_at, inference, limit_lines, paused, principal, queued, request_id, rescues, sent,
+        settle, started_at, status, tail, tap, upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
 """
@@ -266,9 +266,11 @@ def own_lines(ctx: RequestContext) -> bytes:
     """Return what every answer carries, as lines of its head."""
     if ctx.upstream is None:
         return b"%bx-request-id: %b\r\n" % (ctx.limit_lines, ctx.request_id.encode())
-    return (
-        b"%bx-request-id: %b\r\nx-llmproxy-upstream: %b\r\nx-llmproxy-attempts: %d\r\n"
-        % (ctx.limit_lines, ctx.request_id.encode(), ctx.upstream.encode(), ctx.attempts)
+    return b"%bx-request-id: %b\r\nx-llmproxy-upstream: %b\r\nx-llmproxy-attempts: %d\r\n" % (
+        ctx.limit_lines,
+        ctx.request_id.encode(),
+        ctx.upstream.encode(),
+        ctx.attempts,
     )
 
 
