@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 import llmproxy
 from llmproxy.application import LLMProxy
-from llmproxy.types import ASGIApp
+from llmproxy.types import ASGIApp, Receive, Scope, Send
 from tests.support.client import Answer, raw_client, request_bytes
 from tests.support.hosts import Wrapping, mounted
 from tests.support.rig import UNROUTED, sample, served_here
@@ -138,6 +138,36 @@ async def test_a_host_behind_a_prefix_of_its_own() -> None:
             client.send(WHOLE)
             answer = await client.answer()
         await app.aclose()
+
+    assert answer.status == 200
+    assert engine.requests[0].target == b"/v1/chat/completions"
+
+
+@pytest.mark.parametrize("prefix", [b"", b"/gpu"], ids=["taken_off", "left"])
+async def test_a_host_that_was_told_its_own_prefix(prefix: bytes) -> None:
+    """As `FastAPI(root_path=...)` is, whether or not the proxy before it takes the prefix off."""
+
+    def host(app: ASGIApp) -> ASGIApp:
+        async def told(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "root_path": "/gpu"}, receive, send)
+
+        return told
+
+    async with scripted(ECHO) as engine:
+        app = proxy_for(engine)
+        async with serving(host(mounted(("/llm", app))), app) as port:
+            answer = await ask(port, request_bytes(prefix + b"/llm/v1/chat/completions"))
+
+    assert answer.status == 200
+    assert engine.requests[0].target == b"/v1/chat/completions"
+
+
+async def test_a_mount_with_a_parameter_in_its_path() -> None:
+    """Which callers write as they like: `@` and `:` need no escape there."""
+    async with scripted(ECHO) as engine:
+        app = proxy_for(engine)
+        async with serving(mounted(("/of/{tenant}", app)), app) as port:
+            answer = await ask(port, request_bytes(b"/of/ada@example.com:1/v1/chat/completions"))
 
     assert answer.status == 200
     assert engine.requests[0].target == b"/v1/chat/completions"

@@ -175,6 +175,30 @@ async def test_what_a_host_mounted_us_under_is_not_ours(
     assert ctx.path == b"/v1/models"
 
 
+@pytest.mark.parametrize(
+    ("root_path", "raw_path"),
+    [
+        ("/t/a@b", b"/t/a@b/v1/models"),
+        ("/t/org:1", b"/t/org:1/v1/models"),
+        ("/t/é", b"/t/%c3%a9/v1/models"),
+        ("/t/ab", b"/t/%61b/v1/models"),
+        ("/t/a/b", b"/t/a%2Fb/v1/models"),
+    ],
+    ids=["unescaped", "colon", "lower_case", "needless", "slash"],
+)
+async def test_a_mount_is_known_however_its_caller_spells_it(
+    root_path: str, raw_path: bytes
+) -> None:
+    """What a host matched by what the path means is not searched by how it would be written."""
+    ctx = make_context(endpoint=None, path=None)
+    path = f"{root_path}/v1/models"
+
+    seen = await enter(ctx, root_path=root_path, path=path, raw_path=raw_path, method="GET")
+
+    assert seen.body == b"inside"
+    assert ctx.path == b"/v1/models"
+
+
 async def test_a_mount_does_not_match_in_the_middle_of_a_name() -> None:
     """/llmx is not /llm."""
     seen = await enter(root_path="/llm", path="/llmx/v1/models", method="GET")

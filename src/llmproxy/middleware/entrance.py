@@ -6,7 +6,7 @@ Raises: LoopDetected, MethodNotAllowed, NotFound, Unauthenticated
 """
 
 from collections.abc import Mapping
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from llmproxy.admin.keys import AdminKey
 from llmproxy.context import get_context
@@ -86,4 +86,23 @@ def path_below_mount(scope: Scope) -> bytes:
         prefix = quote(root).encode()
         if raw.startswith(prefix):
             return raw[len(prefix) :]
+        return _below(raw, root, scope.get("app_root_path", ""))
+    return raw
+
+
+def _below(raw: bytes, root: str, of_host: str) -> bytes:
+    """Return what follows the mount where it is not spelled in the path as we would spell it.
+
+    Callers escape what they need not, and leave what they might: `/t/a@b` is `/t/a%40b`. And
+    a host told its own root (`FastAPI(root_path=...)`) may stand behind a proxy that takes it
+    off every path.
+    """
+    mounts = {root.encode(), root.removeprefix(of_host).encode()}
+    at = 0
+    for _ in range(root.count("/")):  # where a long path is mostly slashes, too
+        at = raw.find(b"/", at + 1)
+        if at < 0:
+            break
+        if unquote_to_bytes(raw[:at]) in mounts:
+            return raw[at:]
     return raw
