@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
+    InvalidRequest,
     RequestError,
     RequestTimeout,
     RequestTooLarge,
@@ -26,6 +27,7 @@ from llmproxy.errors import (
     present,
 )
 from llmproxy.gathered import Gathered
+from llmproxy.headers import find_all
 from llmproxy.protocol.inference import read_inference, text_checked
 from llmproxy.protocol.multipart import LOOK_AT, OneModel, boundary_of, place_of_model
 from llmproxy.protocol.request_options import deadline_of
@@ -99,8 +101,12 @@ class BodyMiddleware:
             upload = IncomingUpload(
                 receive, length=about.length, limit=self.max_upload, within=self.within
             )
+            # Of a form, the engine must see what we see in it: at the same boundary, and as it is.
+            boundary = None if about.encoded else boundary_of(about.content_type)
+            if boundary is not None and len(find_all(scope["headers"], b"content-type")) > 1:
+                raise InvalidRequest("Send one Content-Type header.")
             deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
-            looking = self._look_into(upload, about.content_type)
+            looking = self._look_into(upload, boundary)
             ctx.body, ctx.inference = upload, await _before(deadline, looking)
         else:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
@@ -183,15 +189,15 @@ class BodyMiddleware:
                 raise
             return NOTHING_ASKED  # of a path that we only pass on, the engine is the judge
 
-    async def _look_into(self, upload: IncomingUpload, content_type: bytes) -> InferenceRequest:
+    async def _look_into(self, upload: IncomingUpload, boundary: bytes | None) -> InferenceRequest:
         """Read on until the form has named its model, or could no longer."""
-        boundary = boundary_of(content_type)
-        if boundary is not None:
-            upload.check = OneModel(boundary).note
+        if boundary is None:
+            return NOTHING_ASKED
+        upload.check = OneModel(boundary).note
         start = b""
         place = None
-        undecided = boundary is not None
-        while undecided and boundary is not None and len(start) < LOOK_AT:
+        undecided = True
+        while undecided and len(start) < LOOK_AT:
             piece = await upload.look()
             if piece is None:
                 break
