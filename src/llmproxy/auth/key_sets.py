@@ -67,6 +67,11 @@ class KeySet(Generic[T]):
             self._flight.launch("read", self._read)
         return age < GRACE
 
+    @property
+    def retry_in(self) -> int:
+        """In how many seconds the issuer will be asked again, after it could not be read."""
+        return max(1, math.ceil(self._tried_at + PAUSE - clock.now()))
+
     async def find(self, kid: str | None) -> T | None:
         """Return a key, without a name the only one; None when the issuer has no such key.
 
@@ -74,7 +79,7 @@ class KeySet(Generic[T]):
         """
         if self.good and (found := self._named(kid)) is not None:
             return found
-        if clock.now() - self._tried_at > PAUSE or self._flight.busy:
+        if clock.now() - self._tried_at >= PAUSE or self._flight.busy:
             await self._flight.run("read", self._read)
         found = self._named(kid) if self.good else None
         if found is None and self._failed:

@@ -31,7 +31,6 @@ except ImportError as exc:
 
 LEEWAY = 30.0  # seconds
 MOST_KNOWN = 10_000  # tokens
-RETRY_AFTER = 5  # seconds
 
 # What each algorithm signs with, as a JWKS names it.
 KINDS = {
@@ -120,7 +119,7 @@ class Tokens:
             key = await self._keys.find(kid)
         except NoKeySet:
             raise StoreUnavailable(
-                "Tokens cannot be checked right now.", retry_after=RETRY_AFTER
+                "Tokens cannot be checked right now.", retry_after=self._keys.retry_in
             ) from None
         generation = self._keys.generation
         if key is None or key.kind != KINDS[algorithm]:
@@ -137,7 +136,9 @@ class Tokens:
                 leeway=LEEWAY,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.PyJWTError, ValueError, TypeError):
+            # PyJWT takes a text for a time, and whole numbers of any length.
+            told["exp"] = float(told["exp"])
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise unauthenticated() from None
         return told, generation
 
