@@ -170,13 +170,24 @@ TOML = """
 "llama-*" = { in = 0.1, out = 0.2 }
 mistral = ["1:1", { in = 2, out = 2, cached = 0.5, since = 2026-01-01 }, "3:3;since=2027-01-01"]
 """
+LINES = """# per million tokens
+gpt-4o=2.5:10:1.25
+
+llama-*=0.1:0.2,
+mistral=1:1
+  mistral=2:2:0.5;since=2026-01-01
+mistral=3:3;since=2027-01-01
+"""
 JSON = """{"gpt-4o": "2.5:10:1.25", "llama-*": {"in": 0.1, "out": 0.2}, "mistral":
 ["1:1", {"in": 2, "out": 2, "cached": 0.5, "since": "2026-01-01"}, "3:3;since=2027-01-01"]}"""
 
 
-@pytest.mark.parametrize(("name", "content"), [("p.toml", TOML), ("p.json", JSON)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("p.toml", TOML), ("p.json", JSON), ("prices", JSON), ("prices", LINES), ("p.txt", LINES)],
+)
 def test_a_file_holds_the_same(tmp_path: Path, name: str, content: str) -> None:
-    """TOML or JSON: texts, tables, and lists of both where the price has changed."""
+    """TOML or JSON: texts, tables, and lists of both where the price has changed; or lines."""
     path = tmp_path / name
     path.write_text(content)
 
@@ -191,7 +202,16 @@ def test_a_file_holds_the_same(tmp_path: Path, name: str, content: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("p.toml", b"a = = b"), ("p.json", b"{"), ("p.toml", b"\xff"), ("p.json", b"5"), ("", b"")],
+    [
+        *(
+            ("p.toml", b"a = = b"),
+            ("p.json", b"{"),
+            ("p.toml", b"\xff"),
+            ("p.json", b"5"),
+            ("", b""),
+        ),
+        *(("prices", b"{"), ("prices", b"\xff")),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     """A missing one too; the complaint does not repeat what is in it."""

@@ -162,15 +162,23 @@ def _file(path: str) -> object:
             content = file.read(_LARGEST_FILE + 1)
         if len(content) > _LARGEST_FILE:
             raise ValueError("the file of prices is too long")
-        if path.endswith(".toml"):
-            return tomllib.loads(content.decode())
-        return codec.loads(content)
+        text = content.decode("utf-8-sig")
     except OSError as exc:
         raise ValueError(f"the file of prices cannot be read: {exc.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except UnicodeDecodeError:
+        raise ValueError("the file of prices is not UTF-8") from None
+    lowered = path.lower()
+    try:
+        if lowered.endswith(".toml"):
+            return tomllib.loads(text)
+        if lowered.endswith(".json") or text.lstrip().startswith(("[", "{")):
+            return codec.loads(text)
+    except tomllib.TOMLDecodeError:
         raise ValueError("the file of prices is not valid TOML") from None
     except codec.NotJson:
-        raise ValueError("the file of prices is not valid JSON; TOML is read from *.toml") from None
+        raise ValueError("the file of prices is not valid JSON") from None
+    lines = (line.strip().rstrip(",") for line in text.splitlines())
+    return [line for line in lines if not line.startswith("#")]
 
 
 def _price(model: str, costs: object) -> Price | None:
