@@ -5,6 +5,7 @@ import getpass
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -339,6 +340,42 @@ async def test_as_a_program_of_its_own(store_url: str) -> None:
         assert "Traceback" not in process.stderr
 
     assert await looked_up(store_url, secret) == "blue"
+
+
+@pytest.mark.parametrize("command", [["keys", "list"], ["keys", "list", "--json"], ["config"]])
+def test_whoever_has_seen_enough_may_stop_reading(store_url: str, command: list[str]) -> None:
+    """`llmproxy keys list | head` ends without a word."""
+    keys("create", "--name", "blue")
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    told = subprocess.run(
+        [sys.executable, "-m", "llmproxy", *command],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=30,
+    )
+
+    os.close(writing)
+    assert (told.returncode, told.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_key_that_cannot_be_shown_is_said_to_be_lost(store_url: str, words: list[str]) -> None:
+    """On a full disk, say: it is in the store, and nobody has seen it."""
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "llmproxy", "keys", "create", "--name", "blue", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+
+    assert told.returncode == 1
+    assert "the key of blue was made, but could not be shown: No space left" in told.stderr
+    assert "llmproxy keys rotate blue --overlap 0" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 async def test_a_proxy_that_runs_takes_note(store_url: str, capsys: Capture) -> None:

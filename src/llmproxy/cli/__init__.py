@@ -5,6 +5,7 @@ is told at once, not after a server has been loaded that will never start.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from llmproxy.cli import check, config, demo_upstream, keys, serve
 
 DEFAULT = "serve"
 LATER = ("usage", "top", "cache")  # named by the public contract, not built yet
+NOBODY_READS = 1
 _FOR_ALL = ("-h", "--help", "--version")
 
 
@@ -25,7 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"llmproxy {words[0]}: not in this version", file=sys.stderr)
         return 2
     arguments = parser().parse_args(words)
-    code: int = arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, `head` say. What is left would be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
     return code
 
 

@@ -149,11 +149,20 @@ def _list(desk: "Desk", arguments: argparse.Namespace) -> None:
 
 
 def _hand_over(made: dict[str, Any], arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        _print_json(made)
-    else:
-        print(made["key"])
-    sys.stdout.flush()
+    from llmproxy.cli.key_desks import Failed
+
+    try:
+        if arguments.json:
+            _print_json(made)
+        else:
+            print(made["key"])
+        sys.stdout.flush()
+    except OSError as exc:
+        name = made["name"]
+        raise Failed(
+            f"the key of {name} was made, but could not be shown: {exc.strerror}."
+            f" It is lost; get another one with: llmproxy keys rotate {name} --overlap 0"
+        ) from None
     if not made["lasting"]:
         _say("it ends with the proxy, whose LLMPROXY_STORE is memory")
     if notice := made.get("notice"):  # a proxy that is older than this command has none
