@@ -118,13 +118,26 @@ async def test_a_known_key_does_not_suspend() -> None:
         "headers": [bearer(ALICE)],
         "llmproxy.context": ctx,
     }
-    running = AuthMiddleware(app, authenticator=authenticator())(
-        scope, unused, unused
-    ).__await__()
+    running = AuthMiddleware(app, authenticator=authenticator())(scope, unused, unused).__await__()
 
     with pytest.raises(StopIteration):
         next(running)
     assert reached == [ctx.principal]
+
+
+async def test_whose_key_was_refused_is_known() -> None:
+    """Used from elsewhere or for something else it may be a stolen one: the log has its name."""
+    elsewhere = make_context(client="192.0.2.7")
+    otherwise = make_context(endpoint=Endpoint("embeddings"), path=b"/v1/embeddings")
+
+    refused = [
+        await through(bearer(NEARBY), ctx=elsewhere),
+        await through(bearer(CHATTER), ctx=otherwise),
+    ]
+
+    assert [type(each.raised) for each in refused] == [AddressNotAllowed, RouteNotAllowed]
+    assert elsewhere.principal is not None and elsewhere.principal.name == "nearby"
+    assert otherwise.principal is not None and otherwise.principal.name == "chatter"
 
 
 async def test_where_a_key_may_be_used() -> None:
@@ -287,9 +300,9 @@ async def test_a_head_that_is_repeated_is_not_read_again() -> None:
     asked: list[Call] = []
 
     class Counting(Authenticator):
-        async def authenticate(self, call: Call) -> Principal:
+        async def identify(self, call: Call) -> Principal:
             asked.append(call)
-            return await super().authenticate(call)
+            return await super().identify(call)
 
     app: ASGIApp = AuthMiddleware(inside, authenticator=Counting(keyring=Keyring(configured)))
     frame = Frame(paths=Paths([Upstream("u", "http", "h", 1)]))

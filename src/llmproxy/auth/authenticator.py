@@ -64,7 +64,13 @@ class Authenticator:
         """Tells who comes again with the same headers; None when that has to be asked anew."""
 
     async def authenticate(self, call: Call) -> Principal:
-        """Return who is calling; raise when nobody does who may."""
+        """Return who is calling; raise when nobody does who may, or not from there."""
+        principal = await self.identify(call)
+        check_address(principal, call.client)
+        return principal
+
+    async def identify(self, call: Call) -> Principal:
+        """Return whose credential it is, wherever it is used; raise when it is nobody's."""
         credential = read_credential(call.headers, call.fields)
         principal: Principal | None = None
         if credential is None:
@@ -82,8 +88,6 @@ class Authenticator:
             principal = await self._keyring.find(credential[1])
         if principal is None:
             raise unauthenticated()
-        if principal.networks:
-            check_address(principal, call.client)
         return principal
 
     def known(self, call: Call) -> Known | None:

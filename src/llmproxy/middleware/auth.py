@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from llmproxy.auth.authenticator import Authenticator, Call
 from llmproxy.auth.model_lists import filtered
-from llmproxy.auth.permissions import check_length, check_model, check_route
+from llmproxy.auth.permissions import check_address, check_length, check_model, check_route
 from llmproxy.auth.signatures import check_content
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import UpstreamBroken, present
@@ -62,12 +62,13 @@ class AuthMiddleware:
         send: Send,
     ) -> None:
         call, endpoint = call_of(scope, ctx), present(ctx.endpoint, "endpoint")
-        principal = await self.authenticator.authenticate(call)
+        principal = await self.authenticator.identify(call)
+        ctx.principal = principal  # whoever is refused now, too: the log says whose key it was
+        check_address(principal, call.client)
         if endpoint.management or principal.routes:
             check_route(principal, endpoint, present(ctx.path, "path"))
         if notes is not None:
             notes[self] = self.authenticator.known(call), principal
-        ctx.principal = principal
         if principal.bound:
             send = self._held_to(principal, ctx, send)
         await self.app(scope, receive, send)
