@@ -201,6 +201,17 @@ async def test_how_many_is_a_number_within_bounds(last: str) -> None:
     assert answer.status == 400
 
 
+async def test_an_entry_that_cannot_be_read_hides_no_other() -> None:
+    """The store is open to others than us."""
+    desk = office()
+    await desk.ask("POST", "/admin/keys", {"name": "blue"})
+    for garbage in (b"", b"{", b"5", b"{}"):
+        await desk.store.append("audit", garbage, keep=100)
+    await desk.ask("POST", "/admin/keys", {"name": "green"})
+
+    assert [each["key"] for each in await entries(desk)] == ["blue", "green"]
+
+
 async def test_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """In entries, and in the length of each."""
     monkeypatch.setattr(audit, "KEPT", 2)

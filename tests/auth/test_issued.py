@@ -73,6 +73,25 @@ def test_a_document_of_another_version_is_no_verdict() -> None:
         assert raised.value.__suppress_context__ or raised.value.__context__ is None
 
 
+@pytest.mark.parametrize("garbage", [b"", b"{{{", b"5", b"\x01", b"{}", b'{"digests":5}', b"[]"])
+async def test_a_name_that_cannot_be_read_is_no_verdict(garbage: bytes, store: ShakyStore) -> None:
+    """As with a key: the store is as good as away. Nothing fails in words of its own."""
+    issued = IssuedKeys(store)
+    await issued.create("alice")
+    await store.put("keys:name:alice", garbage)
+
+    for asked in (
+        issued.all_keys(),
+        issued.any_works(),
+        issued.named("alice"),
+        issued.create("alice"),
+        issued.rotate("alice", overlap=1),
+        issued.revoke("alice"),
+    ):
+        with pytest.raises(Unavailable):
+            await asked
+
+
 async def test_a_name_is_given_once(store: ShakyStore) -> None:
     """Of two who make it at the same time one is refused, and its key is gone."""
     issued = IssuedKeys(store)

@@ -80,8 +80,9 @@ class AuditLog:
             raise
 
     async def entries(self, last: int) -> list[dict[str, Any]]:
-        """Return the last entries, oldest first."""
-        return [codec.loads(entry) for entry in await self._records.entries(_NAME, last=last)]
+        """Return the last entries, oldest first; what somebody else has put there is left out."""
+        kept = await self._records.entries(_NAME, last=last)
+        return [entry for entry in map(_read, kept) if entry is not None]
 
     async def _follow_up(self, entry: Mapping[str, object], result: str) -> None:
         entry = {**entry, "time": instant(clock.wall()), "changed": {}, "result": result}
@@ -91,6 +92,14 @@ class AuditLog:
 
     async def _append(self, entry: Mapping[str, object]) -> None:
         await self._records.append(_NAME, codec.dumps(entry), keep=KEPT)
+
+
+def _read(kept: bytes) -> dict[str, Any] | None:
+    try:
+        entry = codec.loads(kept)
+    except codec.NotJson:
+        return None
+    return entry if isinstance(entry, dict) and "action" in entry else None
 
 
 def _tell(entry: Mapping[str, object]) -> None:

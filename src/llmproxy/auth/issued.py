@@ -231,8 +231,11 @@ class IssuedKeys:
         raw = await self._records.get(_NAME + name)
         if raw is None:
             return None
-        told = codec.loads(raw)
-        return Claim(tuple(told["digests"]), told["revoked"], raw)
+        try:
+            told = codec.loads(raw)
+            return Claim(tuple(told["digests"]), told["revoked"], raw)
+        except (KeyError, TypeError, ValueError):  # as with a key itself, see `documents.py`
+            raise Unavailable("a name in the store cannot be read") from None
 
     async def _sorted_out(self, digests: tuple[str, ...]) -> tuple[list[str], list[str]]:
         """Part the digests whose keys still work from those that can be forgotten."""
