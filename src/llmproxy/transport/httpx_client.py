@@ -1,4 +1,4 @@
-"""The second transport, on httpx: for HTTP/2 upstreams and outbound proxies.
+"""The second transport, on httpx: for outbound proxies.
 
 Costs about twenty times as much per chunk as our own, so it is taken only where that one
 cannot go. The only file that imports httpx.
@@ -6,7 +6,6 @@ cannot go. The only file that imports httpx.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -25,7 +24,6 @@ from llmproxy.transport.tls import tls_for
 from llmproxy.transport.uploads import counted
 from llmproxy.types import Header
 
-HTTP2 = find_spec("h2") is not None
 RETRY_AFTER = 1  # seconds
 WRITE_STALL = 60.0  # seconds that an upstream may refuse to take a part of an upload
 
@@ -49,7 +47,9 @@ class HttpxTransport:
         self._http = httpx.AsyncHTTPTransport(
             verify=tls_for(upstream) or upstream.proxy is not None,
             http1=True,
-            http2=HTTP2,
+            # Over HTTP/2 it does not reset the stream of an answer that is closed early: the
+            # server would go on for a caller who has left.
+            http2=False,
             uds=upstream.path or None,
             proxy=upstream.proxy,
             trust_env=False,
@@ -89,23 +89,16 @@ class HttpxTransport:
     async def _ask(
         self, outgoing: Outgoing, connect: float, answer: float, trace: "_Trace"
     ) -> "HttpxCall":
+        trace.clocks["connect"] = connect or None
+        trace.clocks["pool"] = self._limits.queue_timeout
         request = httpx.Request(
             outgoing.method.decode("ascii"),
             self._origin,
             headers=[*outgoing.repeated.headers, *outgoing.headers, *_framing(outgoing)],
-            extensions={
-                "target": outgoing.target,
-                "timeout": {
-                    "connect": connect or None,
-                    "read": None,  # the clocks are ours: httpx would close what it gives up
-                    "write": WRITE_STALL,
-                    "pool": self._limits.queue_timeout,
-                },
-                "trace": trace,
-                **self._name,
-            },
+            extensions={"timeout": trace.clocks, "trace": trace, **self._name},
             stream=_Body(outgoing.body),
         )
+        request.url = _Place(self._origin, outgoing.target)
         sending = asyncio.ensure_future(self._http.handle_async_request(request))
         try:
             await asyncio.wait([sending], timeout=await trace.sent(sending, answer))
@@ -148,7 +141,7 @@ class HttpxTransport:
             raise Overloaded(
                 "No connection to the model server became free in time.", retry_after=RETRY_AFTER
             ) from exc
-        except httpx.ConnectTimeout as exc:
+        except (httpx.ConnectTimeout, httpx.ReadTimeout) as exc:  # to read: from a proxy
             failure = UpstreamTimeout(f"{name} took no connection in time.")
             failure.unasked = True
             raise failure from exc
@@ -247,21 +240,47 @@ class _Body(httpx.AsyncByteStream):
                 yield piece
 
 
+class _Place(httpx.URL):
+    """Where a request goes, with a target that is sent as it came.
+
+    As an extension of the request the target would also stand in what a proxy is asked: to
+    connect us with the origin, or for the whole address.
+    """
+
+    def __init__(self, origin: str, target: bytes) -> None:
+        super().__init__(origin)
+        self._target = target
+
+    @property
+    def raw_path(self) -> bytes:
+        return self._target
+
+
 class _Trace:
-    """Notes how far a request has come: a new connection, sent, answered."""
+    """Notes how far a request has come: a new connection, sent, answered.
+
+    A proxy may be asked for a tunnel first, with the same events. That is part of connecting.
+    """
 
     def __init__(self) -> None:
         self.fresh = False
         self.answered = False
+        self.clocks: dict[str, float | None] = {"read": None, "write": WRITE_STALL}
+        self._tunnelling = False
         self._loop = asyncio.get_running_loop()
         self._began = 0.0  # to send; 0 = not yet
         self._sent = asyncio.Event()
 
-    async def __call__(self, event: str, _: dict[str, Any]) -> None:
+    async def __call__(self, event: str, about: dict[str, Any]) -> None:
         if event in ("connection.connect_tcp.started", "connection.connect_unix_socket.started"):
             self.fresh = True
         elif event.endswith("send_request_headers.started"):
+            self._tunnelling = about["request"].method == b"CONNECT"
             self._began = self._loop.time()
+            # The clock of the answer is ours: httpx would close what it gives up.
+            self.clocks["read"] = self.clocks["connect"] if self._tunnelling else None
+        elif self._tunnelling:
+            return
         elif event.endswith("send_request_body.complete"):
             self._sent.set()
         elif event.endswith("receive_response_headers.complete"):
