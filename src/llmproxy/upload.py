@@ -48,6 +48,11 @@ class IncomingUpload:
         self._looked_at.append(piece)
         return piece
 
+    async def is_empty(self) -> bool:
+        """Read one piece, and tell whether the whole of it is nothing."""
+        await self.look()
+        return self._all_read and not self._size
+
     async def through(self) -> None:
         await self._through.wait()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmproxy.context import SCOPE_KEY, RequestContext
+from llmproxy.context import SCOPE_KEY, RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
     InvalidJson,
@@ -204,6 +204,34 @@ async def test_http_2_says_nothing_of_a_body_and_has_one() -> None:
     ctx, _ = await take(b'{"model":"m"}', [JSON], http_version="2")
 
     assert ctx.body == b'{"model":"m"}'
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PATCH", "OPTIONS", "GET"])
+async def test_http_2_may_have_a_body_with_any_method(method: str) -> None:
+    """What a caller sends along goes on, as it does over HTTP/1."""
+    taken = []
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        body = get_context(scope).body
+        assert isinstance(body, IncomingUpload)
+        taken.extend([piece async for piece in body])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    layer = BodyMiddleware(inside, max_body=100, max_upload=200, within=5)
+    ctx = make_context(endpoint=OTHER, body=None, inference=None, fields={})
+    seen = await drive(layer, ctx=ctx, body=[b"ab", b"cd"], http_version="2", method=method)
+
+    assert seen.status == 200
+    assert taken == [b"ab", b"cd"]
+
+
+@pytest.mark.parametrize("method", ["DELETE", "POST", "GET"])
+async def test_http_2_without_a_body_is_no_upload(method: str) -> None:
+    """It may be sent again like any other request that has none."""
+    ctx, _ = await take(b"", [], endpoint=OTHER, http_version="2", method=method)
+
+    assert ctx.body == b""
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from llmproxy.headers import find_all
 from llmproxy.protocol.inference import read_inference, text_checked
 from llmproxy.protocol.multipart import LOOK_AT, OneModel, boundary_of, place_of_model
 from llmproxy.protocol.request_options import deadline_of
-from llmproxy.records import Ending, InferenceRequest
+from llmproxy.records import Ending, InferenceRequest, Upload
 from llmproxy.time_left import FOR_EVER, in_time
 from llmproxy.turns import my_turn
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send, receives, watched
@@ -51,7 +51,7 @@ class BodyHeaders(NamedTuple):
     length: int | None
     content_type: bytes
     encoded: bool
-    expected: bool  # whether there is a body at all
+    expected: bool  # whether there may be a body at all
 
 
 class BodyMiddleware:
@@ -96,24 +96,32 @@ class BodyMiddleware:
                 asked = self._understand(body, endpoint.ending, must_be_json)
             ctx.body, ctx.inference = body, asked
         elif about.expected:
-            if about.length is not None and about.length > self.max_upload:
-                raise RequestTooLarge(f"The upload is larger than {self.max_upload} bytes.")
-            upload = IncomingUpload(
-                receive, length=about.length, limit=self.max_upload, within=self.within
-            )
-            # Of a form, the engine must see what we see in it: at the same boundary, and as it is.
-            boundary = None if about.encoded else boundary_of(about.content_type)
-            if boundary is not None and len(find_all(scope["headers"], b"content-type")) > 1:
-                raise InvalidRequest("Send one Content-Type header.")
-            deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
-            looking = self._look_into(upload, boundary)
-            ctx.body, ctx.inference = upload, await _before(deadline, looking)
+            ctx.body, ctx.inference = await self._take_in(ctx, scope, receive, about)
         else:
             ctx.body, ctx.inference = b"", NOTHING_ASKED
         check = ctx.check
         if check is not None:
             check(ctx)
         await app(scope, receive, send)
+
+    async def _take_in(
+        self, ctx: RequestContext, scope: Scope, receive: Receive, about: BodyHeaders
+    ) -> tuple[bytes | Upload, InferenceRequest]:
+        """Prepare to pass on what comes in, as far as anything does."""
+        if about.length is not None and about.length > self.max_upload:
+            raise RequestTooLarge(f"The upload is larger than {self.max_upload} bytes.")
+        upload = IncomingUpload(
+            receive, length=about.length, limit=self.max_upload, within=self.within
+        )
+        # Of a form, the engine must see what we see in it: at the same boundary, and as it is.
+        boundary = None if about.encoded else boundary_of(about.content_type)
+        if boundary is not None and len(find_all(scope["headers"], b"content-type")) > 1:
+            raise InvalidRequest("Send one Content-Type header.")
+        deadline = deadline_of(ctx.started_at, ctx.fields, self.total)
+        announced = about.length is not None or b"transfer-encoding" in ctx.fields
+        if not announced and await _before(deadline, upload.is_empty()):
+            return b"", NOTHING_ASKED
+        return upload, await _before(deadline, self._look_into(upload, boundary))
 
     def _there(self, scope: Scope, receive: Receive, length: int | None) -> bytes | None:
         """Return a body that need not be waited for."""
@@ -224,11 +232,8 @@ def body_headers(scope: Scope, fields: dict[bytes, bytes]) -> BodyHeaders:
     expected = bool(length) or b"transfer-encoding" in fields
     if length is None and not expected:
         # HTTP/2 needs neither header to have a body.
-        expected = scope.get("http_version", "1.1") >= "2" and scope["method"] in _WITH_BODY
+        expected = scope.get("http_version", "1.1") >= "2"
     return _new(BodyHeaders, (length, content_type, encoded, expected))
-
-
-_WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 def is_json(content_type: bytes) -> bool:
