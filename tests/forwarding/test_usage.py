@@ -57,6 +57,26 @@ async def test_whoever_asks_for_the_count_gets_it() -> None:
     assert answer.body == b"".join(COUNTED)
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("asked", [True, False], ids=["asked_for", "not_asked_for"])
+async def test_a_count_without_its_empty_line_counts(asked: bool, end: bytes) -> None:
+    """It ends the stream, with no [DONE] behind it; the answer was finished before."""
+    stream = [*WORDS[:-1], COUNT.rstrip() + end]
+    body = b'{"model":"m","stream":true,%b"messages":[]}' % (ONCE + b"," if asked else b"")
+    async with (
+        scripted(sse_answer(stream)) as engine,
+        proxied(engine.upstream, limits=LIMITS) as proxy,
+    ):
+        answer, complete = await proxy.asked(request_bytes(body=body))
+        line = await proxy.log.line()
+
+        assert proxy.sample("tokens_total", model="m", kind="prompt") == 30
+    assert complete
+    assert answer.body == b"".join(stream if asked else WORDS[:-1])
+    assert (line["outcome"], line["code"]) == ("completed", None)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (30, 3)
+
+
 async def test_nobody_wants_to_know() -> None:
     """Without limits, budgets or a ledger the caller's bytes go out as they came."""
     async with scripted(sse_answer(COUNTED)) as engine, proxied(engine.upstream) as proxy:

@@ -10,6 +10,7 @@ from llmproxy.protocol.several_answers import MOST_ANSWERS, MOST_LINE, SeveralAn
 from llmproxy.protocol.stream_tail import KEEP, Halt
 
 DONE = b"data: [DONE]\n\n"
+USAGE = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n'
 HALTS = pytest.mark.parametrize("halt", Halt, ids=lambda halt: halt.name)
 
 
@@ -128,9 +129,14 @@ def test_every_single_cut_is_harmless(blank: bytes) -> None:
         assert before.finished(Halt.BREAK), place
 
 
+SAID = st.tuples(st.integers(0, 3), st.sampled_from([None, "stop", "length"])).map(said)
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.integers(0, 3), st.sampled_from([None, "stop", "length"])).map(said),
+        SAID,
+        st.tuples(SAID, st.sampled_from([b"\r\n", b"\r"])).map(
+            lambda it: it[0].replace(b"\n", it[1])
+        ),
+        SAID.map(lambda event: event[:-1]),
         st.sampled_from(
             [b": ping\n\n", b"\n", b"\r\n", b"data: x\n\n", b'data: {"choices":[]}\n\n']
         ),
@@ -173,12 +179,30 @@ def test_what_is_counted_is_what_a_reader_sees(
         assert tail.finished(halt) == (begun == finished and len(finished) >= expected)
 
 
+@pytest.mark.parametrize("blank", [b"", b"\n", b"\r\n"])
+def test_an_event_without_its_empty_line_has_finished_nothing(blank: bytes) -> None:
+    """Nobody reads it; behind what was finished before it may stand as it is."""
+    last = said((1, "stop")).rstrip() + blank
+    both = tail_of(WHOLE, USAGE.rstrip() + blank)
+
+    assert not tail_of(BEGUN, said((0, "stop")), last).finished()
+    assert both.finished()
+    assert not both.finished(Halt.BREAK)
+
+
+def test_an_end_of_line_that_is_cut_is_no_empty_line() -> None:
+    """CR and LF of one line may come in two reads."""
+    last = said((1, "stop")).rstrip() + b"\r"
+
+    assert not tail_of(BEGUN, said((0, "stop")), last, b"\n").finished()
+    assert tail_of(BEGUN, said((0, "stop")), last, b"\n", b"\r", b"\n").finished()
+
+
 def test_a_count_that_was_asked_for_is_waited_for() -> None:
     """As for one answer: all of them finished, and the count not there."""
-    usage = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\n'
 
     assert not tail_of(WHOLE, counted=True).finished(Halt.BREAK)
-    assert tail_of(WHOLE, usage, counted=True).finished(Halt.BREAK)
+    assert tail_of(WHOLE, USAGE, counted=True).finished(Halt.BREAK)
     assert tail_of(WHOLE, counted=True).finished(Halt.END)
 
 

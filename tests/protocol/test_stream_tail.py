@@ -211,6 +211,39 @@ def test_ndjson_has_no_place_for_a_comment() -> None:
         ),
         pytest.param(
             Ending.MESSAGES,
+            b'event: message_stop\ndata: {"type": "message_stop"}',
+            True,
+            id="messages_without_a_blank_line",
+        ),
+        pytest.param(
+            Ending.MESSAGES,
+            b'event: message_stop\ndata: {"type": "message_stop"',
+            False,
+            id="messages_cut",
+        ),
+        pytest.param(
+            Ending.MESSAGES,
+            b'data: {"type": "message_stop"}\n\nevent: ping\ndata: {"type": "ping"}\n',
+            True,
+            id="messages_with_something_else_behind",
+        ),
+        pytest.param(Ending.CHAT, TOKEN + STOP + USAGE[:-2], True, id="chat_count_not_closed"),
+        pytest.param(Ending.CHAT, TOKEN + STOP + USAGE[:-3], False, id="chat_count_cut"),
+        pytest.param(Ending.CHAT, TOKEN + STOP[:-2], False, id="chat_finish_reason_not_closed"),
+        pytest.param(
+            Ending.CHAT,
+            TOKEN + STOP[:-1] + b"data: {}",
+            False,
+            id="chat_finish_reason_in_the_same_event",
+        ),
+        pytest.param(
+            Ending.RESPONSES,
+            b'data: {"type":"response.completed"}',
+            False,
+            id="responses_without_a_blank_line",
+        ),
+        pytest.param(
+            Ending.MESSAGES,
             b'event: message_delta\ndata: {"type":"message_delta"}\n\n',
             False,
             id="messages_in_the_middle",
@@ -232,6 +265,9 @@ def test_ndjson_has_no_place_for_a_comment() -> None:
         ),
         pytest.param(Ending.NDJSON, b'{"done":false}\n', False, id="ndjson_in_the_middle"),
         pytest.param(Ending.NDJSON, b'{"done":false}\n{"done":true}\n', True, id="ndjson"),
+        pytest.param(
+            Ending.NDJSON, b'{"done":false}\n{"done":true}', True, id="ndjson_without_a_newline"
+        ),
         pytest.param(
             Ending.NDJSON, b'{"response":"\\"done\\":true"}\n', False, id="ndjson_as_text"
         ),
@@ -264,7 +300,9 @@ def test_text_where_the_kept_bytes_begin_says_nothing() -> None:
         pytest.param(TOKEN, False, False, False, id="nothing"),
         pytest.param(TOKEN + STOP, True, False, False, id="no_count"),
         pytest.param(TOKEN + STOP + USAGE, True, True, True, id="the_count"),
-        pytest.param(TOKEN + STOP + USAGE[:-1], False, False, False, id="half_the_count"),
+        pytest.param(TOKEN + STOP + USAGE[:-1], True, False, False, id="no_empty_line"),
+        pytest.param(TOKEN + STOP + USAGE[:-2], True, False, False, id="no_end_of_its_line"),
+        pytest.param(TOKEN + STOP + USAGE[:-3], False, False, False, id="half_the_count"),
         pytest.param(TOKEN + STOP + DONE, True, True, True, id="done"),
         pytest.param(TOKEN + DONE, True, True, False, id="done_alone"),
         pytest.param(

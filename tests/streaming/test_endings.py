@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.client import request_bytes
 from tests.support.rig import proxied
-from tests.support.streams import CHAT, KNOWN, OTHER, Dialect, judge
+from tests.support.streams import CHAT, KNOWN, MESSAGES, NDJSON, OTHER, Dialect, judge
 from tests.support.upstream import Exchange, ScriptedServer, scripted
 
 FINISHED_CHAT = b"".join(CHAT.events) + CHAT.terminal[0]  # a finish_reason, and no [DONE]
@@ -52,6 +52,26 @@ async def test_an_end_without_done_is_complete_after_a_finish_reason() -> None:
     assert answer.body == FINISHED_CHAT
     assert complete
     assert line["duration_ms"] < 1000
+
+
+@pytest.mark.parametrize("dialect", [MESSAGES, NDJSON], ids=lambda dialect: dialect.name)
+async def test_the_last_line_of_a_proper_end_may_be_left_open(dialect: Dialect) -> None:
+    """It says that the answer is over, and nothing else: nobody misses anything, or is told so."""
+    stream = dialect.whole.rstrip(b"\n")
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.request()
+        exchange.begin(content_type=dialect.content_type)
+        exchange.chunk(stream)
+        exchange.end()
+
+    async with scripted(script) as engine, proxied(upstream_of(dialect, engine)) as proxy:
+        answer, complete = await proxy.asked(dialect.request)
+        line = await proxy.log.line()
+
+    assert answer.body == stream
+    assert complete
+    assert line["outcome"] == "completed"
 
 
 @pytest.mark.parametrize("cut", [20, 60, 100, 130])
