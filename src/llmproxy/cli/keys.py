@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from llmproxy.cli.configuration import BAD_CONFIGURATION, loaded
-from llmproxy.cli.table import table
+from llmproxy.cli.table import NOTHING, table, width_of_stdout
 
 if TYPE_CHECKING:
     from llmproxy.cli.key_desks import Desk
@@ -145,7 +145,8 @@ def _list(desk: "Desk", arguments: argparse.Namespace) -> None:
         for column in _COLUMNS
         if column in _ALWAYS_SHOWN or any(row[column] not in ("", "caller") for row in rows)
     ]
-    print(table(shown, [[row[column] or "-" for column in shown] for row in rows]))
+    cells = [[row[column] or NOTHING for column in shown] for row in rows]
+    print(table(shown, cells, width_of_stdout()))
 
 
 def _hand_over(made: dict[str, Any], arguments: argparse.Namespace) -> None:
