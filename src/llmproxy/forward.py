@@ -22,7 +22,7 @@ from llmproxy.headers import find
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
-from llmproxy.protocol.request_options import deadline_of
+from llmproxy.protocol.request_options import TIMEOUT, deadline_of, time_left
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Ending, Endpoint, Upstream
 from llmproxy.relay import Relay
@@ -107,7 +107,7 @@ class Forward:
         endpoint = present(ctx.endpoint, "endpoint")
         exchange = watched(scope)
         opening = server.transport.open(
-            self._outgoing(scope, ctx, endpoint, server.upstream, exchange),
+            self._outgoing(scope, ctx, endpoint, server.upstream, exchange, deadline),
             connect=bounded(self.clocks.connect, deadline),
             answer=bounded(limit, deadline),
         )
@@ -148,12 +148,15 @@ class Forward:
         endpoint: Endpoint,
         upstream: Upstream,
         exchange: WatchedExchange | None,
+        deadline: float,
     ) -> Outgoing:
         body = ctx.going_out
         path = present(ctx.path, "path")
         headers: list[Header] = [(b"x-request-id", ctx.engine_id.encode())]
         if ctx.attempt is not None and ctx.attempt.asks_load:
             headers.append(ASK_FOR_LOAD)
+        if TIMEOUT in ctx.fields:
+            headers.append((TIMEOUT, time_left(deadline - clock.now())))
         return Outgoing(
             scope["method"].encode("ascii"),
             target_of(path, scope["query_string"], upstream, native=endpoint.native),

@@ -214,10 +214,25 @@ async def test_via_names_us_behind_those_who_came_before() -> None:
 async def test_our_own_headers_are_not_taken_from_outside() -> None:
     """x-llmproxy-* is what this proxy says, to callers and to engines."""
     request = await sent_upstream(
-        [(b"x-llmproxy-timeout", b"5"), (b"x-llmproxy-upstream", b"canary")]
+        [(b"x-llmproxy-priority", b"5"), (b"x-llmproxy-upstream", b"canary")]
     )
 
     assert b"x-llmproxy" not in request.raw
+
+
+async def test_the_engine_is_told_what_is_left_of_a_callers_time() -> None:
+    """So that another proxy behind us does not begin what nobody waits for any more."""
+    request = await sent_upstream([(b"x-llmproxy-timeout", b"7")], timeout_total=5)
+
+    (left,) = values(request, b"x-llmproxy-timeout")
+    assert re.fullmatch(rb"4\.[0-9]{3}", left)
+
+
+async def test_without_a_time_of_the_callers_none_is_told() -> None:
+    """How long we would wait ourselves is nobody else's business."""
+    request = await sent_upstream([], timeout_total=5)
+
+    assert values(request, b"x-llmproxy-timeout") == []
 
 
 async def test_the_engine_gets_an_id_of_ours() -> None:

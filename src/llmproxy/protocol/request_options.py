@@ -43,6 +43,11 @@ def deadline_of(started_at: float, fields: Mapping[bytes, bytes], total: float) 
     return started_at + most
 
 
+def time_left(seconds: float) -> bytes:
+    """Write the rest of a caller's time for the next server, which may be a proxy; rounded down."""
+    return b"%d.%03d" % divmod(max(int(seconds * 1000), 1), 1000)
+
+
 def priority_of(fields: Mapping[bytes, bytes]) -> int | None:
     """Return the class that the caller asks for, a higher one going first; None = it does not."""
     value = fields.get(b"x-llmproxy-priority")
