@@ -178,6 +178,17 @@ async def test_a_stranger_is_not_believed_about_where_it_comes_from() -> None:
     assert request.header(b"x-forwarded-port") is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"x-forwarded-prefix", b"x-forwarded-user", b"X-Forwarded-Ssl", b"x-forwarded-anything"],
+)
+async def test_a_stranger_may_not_add_to_what_is_said_of_it(name: bytes) -> None:
+    """Some engines build their links by the one, or know their user by the other."""
+    request = await sent_upstream([(name, b"canary")])
+
+    assert values(request, name.lower()) == []
+
+
 async def test_a_trusted_proxy_is_believed_and_added_to() -> None:
     """The chain grows by the proxy itself; name and scheme are those the caller used."""
     request = await sent_upstream(CLAIMED, trusted_proxies="127.0.0.0/8")

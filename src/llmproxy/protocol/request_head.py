@@ -25,16 +25,13 @@ _DROPPED = HOP_BY_HOP | {
     b"via",
     b"x-api-key",
     b"x-content-sha256",  # with what a request was signed for us
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-forwarded-proto",
     b"x-goog-api-key",  # where Google's clients have their key
     b"x-goog-user-project",
     b"x-real-ip",
     b"x-request-id",
 }
-_OURS = b"x-llmproxy-"
+# What is ours to say; a prefix or a user that a stranger has been forwarded with, nobody says.
+_OURS = (b"x-llmproxy-", b"x-forwarded-")
 
 
 def request_headers(
