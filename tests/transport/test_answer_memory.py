@@ -65,10 +65,10 @@ class Reading:
         self.connection = Connection("gpu1", self.owner, asyncio.get_running_loop())
         self.connection.connection_made(self.socket)
         if forgetful:
-            self.connection._memory._in_vain = MOST_IN_VAIN
+            self.connection._reader._memory._in_vain = MOST_IN_VAIN
         self.parsed = 0  # bytes that went to the parser
-        self._parser = self.connection._parser
-        self.connection._parser = cast("HttpResponseParser", self)
+        self._parser = self.connection._reader._parser
+        self.connection._reader._parser = cast("HttpResponseParser", self)
         for each in before:
             self.answered(each)
 
@@ -197,7 +197,7 @@ async def test_an_answer_behind_which_the_connection_closes_is_not_remembered() 
     reading = Reading(answer(3, HEAD.replace(b"X-A: b", b"Connection: close")))
 
     assert reading.socket.aborted
-    assert not reading.connection._memory._varying
+    assert not reading.connection._reader._memory._varying
 
 
 async def test_a_head_in_pieces_is_read_by_the_parser() -> None:
@@ -273,10 +273,10 @@ async def test_heads_that_never_come_again_are_soon_not_remembered() -> None:
     heads = [HEAD.replace(b"X-A: b", b"X-A: %d" % number) for number in range(2 * MOST_IN_VAIN)]
     reading = Reading(*[answer(3, head) for head in heads])
 
-    assert not reading.connection._memory._varying
+    assert not reading.connection._reader._memory._varying
 
     reading = Reading(*[answer(3, head) for head in heads[:MOST_IN_VAIN]])
     reading.answered(answer(3, heads[MOST_IN_VAIN - 1]))
 
     assert reading.parsed == 0
-    assert reading.connection._memory._in_vain == 0
+    assert reading.connection._reader._memory._in_vain == 0

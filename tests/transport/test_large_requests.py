@@ -7,7 +7,8 @@ import pytest
 
 from llmproxy.errors import UpstreamTimeout
 from llmproxy.transport import Outgoing
-from llmproxy.transport.http1.connection import AT_ONCE, Connection
+from llmproxy.transport.http1.connection import Connection
+from llmproxy.transport.http1.request_writer import AT_ONCE
 from tests.support.calls import ask, fetch, post, settle
 from tests.support.upstream import Exchange, json_answer, scripted
 from tests.transport.conftest import Connect, only_http1

@@ -6,7 +6,7 @@ import pytest
 
 from llmproxy.errors import UpstreamBroken
 from llmproxy.transport import Outgoing
-from llmproxy.transport.http1.connection import MAX_HEAD
+from llmproxy.transport.http1.answer_reader import MAX_HEAD
 from tests.support.calls import GET, HEAD, ask, body_of, fetch, settle
 from tests.support.upstream import Exchange, answering, in_turn, json_answer, scripted
 from tests.support.wire import PATIENCE
