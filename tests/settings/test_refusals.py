@@ -242,21 +242,33 @@ KEY = {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12"}
         ),
         pytest.param(
             {"LLMPROXY_LIMITS": "1 req/min", "LLMPROXY_MIDDLEWARE": "auth"},
-            "BUDGET",
+            "LIMITS",
             "layer rate_limit",
             id="limits_that_nobody_keeps",
         ),
         pytest.param(
             {"LLMPROXY_LIMITS": "1 req/min", "LLMPROXY_WORKERS": "2"},
-            "BUDGET",
+            "LIMITS",
             "LLMPROXY_STORE=redis://",
             id="limits_of_each_worker",
         ),
         pytest.param(
-            {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12;budget=1e6 tok/day", "LLMPROXY_WORKERS": "2"},
+            {"LLMPROXY_BUDGET": "1e6 tok/day", "LLMPROXY_WORKERS": "2"},
             "BUDGET",
             "LLMPROXY_STORE=redis://",
+            id="budgets_of_each_worker",
+        ),
+        pytest.param(
+            {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12;budget=1e6 tok/day", "LLMPROXY_WORKERS": "2"},
+            "KEYS",
+            "LLMPROXY_STORE=redis://",
             id="budget_of_a_key_and_each_worker",
+        ),
+        pytest.param(
+            {"LLMPROXY_KEYS": "ada:Kq3-vT9x-4Lw8-ZZ12;budget=1 usd/day"},
+            "KEYS",
+            "LLMPROXY_PRICES",
+            id="money_of_a_key_without_prices",
         ),
         pytest.param(
             {"LLMPROXY_BUDGET": "1 usd/day"}, "BUDGET", "LLMPROXY_PRICES", id="money_without_prices"
@@ -288,6 +300,14 @@ def test_keys_that_came_out_empty_open_nothing(given: str) -> None:
     assert line.startswith("LLMPROXY_AUTH: LLMPROXY_KEYS names no key")
     assert Settings.load({"LLMPROXY_KEYS": given, "LLMPROXY_AUTH": "off"}).auth == "off"
     assert Settings.load({"LLMPROXY_KEYS": given, "LLMPROXY_AUTH": "keys"}).auth == "keys"
+
+
+@pytest.mark.parametrize(
+    "name", ["UPSTREAMS", "LIMITS", "BUDGET", "PRICES", "ALIASES", "RULES", "TRUSTED_PROXIES"]
+)
+def test_a_list_of_nothing_is_as_good_as_none(name: str) -> None:
+    """A file for compose hands on as empty what nobody has set."""
+    assert Settings.load({f"LLMPROXY_{name}": ""}) == Settings.load({})
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """What cannot be configured together: two values that are fine and whose sum would be a lie."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmproxy.auth.configured import entry_with
 from llmproxy.auth.keys import MAKE_ONE
 from llmproxy.auth.secrets import sha256_of
-from llmproxy.records import Budget
+from llmproxy.records import Budget, Limit
 from llmproxy.settings.engines import KeySource
 
 
@@ -50,25 +50,21 @@ def why_no_caller(keys: KeySource, given: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def why_not_kept(budget: tuple[Budget, ...], given: Mapping[str, Any]) -> list[str]:
-    """Return why limits and budgets could not be kept; empty when they can."""
+def why_not_kept(asked: Sequence[Limit | Budget], given: Mapping[str, Any]) -> list[str]:
+    """Return why the limits and budgets of one variable could not be kept; empty when they can."""
     wrong = []
-    keys = given.get("keys")
-    principals = [entry.principal for entry in keys.entries] if keys else []
-    limited = bool(given.get("limits")) or any(each.limits for each in principals)
-    budgets = [*budget, *(one for each in principals for one in each.budgets)]
-    if (limited or budgets) and "rate_limit" not in given.get("middleware", ("rate_limit",)):
+    if asked and "rate_limit" not in given.get("middleware", ("rate_limit",)):
         wrong.append(
             "limits and budgets need the layer rate_limit in LLMPROXY_MIDDLEWARE, or nobody is"
             " held to them"
         )
-    if (limited or budgets) and _several(given) and _alone(given):
+    if asked and _several(given) and _alone(given):
         wrong.append(
             "limits and budgets with several workers need LLMPROXY_STORE=redis://... or"
             " sqlite:///...: in memory each worker would allow all of it"
         )
     prices = given.get("prices")
-    if any(each.unit == "usd" for each in budgets) and prices is not None and not prices:
+    if any(each.unit == "usd" for each in asked) and prices is not None and not prices:
         wrong.append("a budget in usd needs LLMPROXY_PRICES: without, everything costs nothing")
     return wrong
 

@@ -57,6 +57,7 @@ from llmproxy.settings.upstreams import Given, read_upstreams
 from llmproxy.settings.variables import unknown, variable_of
 
 T = TypeVar("T")
+L = TypeVar("L", Limit, Budget)
 MIB = 1024 * 1024
 
 
@@ -145,22 +146,20 @@ class Settings(BaseSettings):
     tls_key: File = Field(default=None, validate_default=True)
     admin_key: Annotated[SecretStr | None, PlainValidator(_optional(_admin_key))] = None
     middleware: Annotated[tuple[str, ...], PlainValidator(layers.middleware)] = layers.DEFAULT
-    keys: Annotated[KeySource, PlainValidator(read_keys)] = KeySource()
     store: Annotated[StoreUrl, PlainValidator(read_store)] = StoreUrl()
     store_down: Annotated[
         Literal["closed", "soft"], PlainValidator(scalars.choice("closed", "soft"))
     ] = "closed"
+    prices: Annotated[tuple[Price, ...], PlainValidator(read_prices)] = ()
+    keys: Annotated[KeySource, PlainValidator(read_keys)] = KeySource()
     jwt_issuer: Annotated[str | None, PlainValidator(_optional(_url))] = None
     jwt_audience: Annotated[tuple[str, ...], PlainValidator(strings)] = ()
     jwt_algorithms: Annotated[tuple[str, ...], PlainValidator(_algorithms)] = ()
     jwt_jwks: Annotated[str | None, PlainValidator(_optional(_key_set))] = None
     jwt_claims: Annotated[tuple[str, ...], PlainValidator(read_claims)] = ("name=sub",)
     auth: Annotated[str, PlainValidator(_auth)] = Field(default=None, validate_default=True)
-    prices: Annotated[tuple[Price, ...], PlainValidator(read_prices)] = ()
     limits: Annotated[tuple[Limit, ...], PlainValidator(reader(read_limits, Limit))] = ()
-    budget: Annotated[tuple[Budget, ...], PlainValidator(reader(read_budgets, Budget))] = Field(
-        default=(), validate_default=True
-    )
+    budget: Annotated[tuple[Budget, ...], PlainValidator(reader(read_budgets, Budget))] = ()
     charge_cancelled: Annotated[
         Literal["counted", "reported", "none"],
         PlainValidator(scalars.choice("counted", "reported", "none")),
@@ -275,7 +274,12 @@ class Settings(BaseSettings):
     @field_validator("keys", mode="after")
     @classmethod
     def _are_of_callers(cls, keys: KeySource, info: ValidationInfo) -> KeySource:
-        if wrong := why_no_caller(keys, info.data):
+        principals = [entry.principal for entry in keys.entries]
+        asked: list[Limit | Budget] = []
+        for each in principals:
+            asked += (*each.limits, *each.budgets)
+        wrong = [*why_no_caller(keys, info.data), *why_not_kept(asked, info.data)]
+        if wrong:
             raise Refused(*(("", reason) for reason in wrong))
         return keys
 
@@ -311,13 +315,12 @@ class Settings(BaseSettings):
             raise Refused(*(("", reason) for reason in wrong))
         return auth
 
-    @field_validator("budget", mode="after")
+    @field_validator("limits", "budget", mode="after")
     @classmethod
-    def _can_be_kept(cls, budget: tuple[Budget, ...], info: ValidationInfo) -> tuple[Budget, ...]:
-        wrong = why_not_kept(budget, info.data)
-        if wrong:
+    def _can_be_kept(cls, asked: tuple[L, ...], info: ValidationInfo) -> tuple[L, ...]:
+        if wrong := why_not_kept(asked, info.data):
             raise Refused(*(("", reason) for reason in wrong))
-        return budget
+        return asked
 
     @field_validator("routing", "aliases", "fallbacks", "rules", "first_token_limit", mode="after")
     @classmethod
