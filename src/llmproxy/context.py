@@ -167,6 +167,19 @@ WRITERS = {
 }
 
 
+def settled(ctx: RequestContext, *, left: bool) -> Usage | None:
+    """Settle what the request was let in with, if that is still to be done; return its usage."""
+    usage = None
+    try:
+        if ctx.tap is not None:
+            usage = ctx.tap.usage()
+    finally:  # whatever an answer has in it
+        settle = ctx.settle
+        if settle is not None:
+            settle(ctx, usage, left)
+    return usage
+
+
 def get_context(scope: Scope) -> RequestContext:
     """Return the context of this request."""
     try:

@@ -72,6 +72,7 @@ class ProxyError(Exception):
     kind: ClassVar[str] = "server_error"  # the `type` of OpenAI's error object
     outcome: ClassVar[Outcome]
     retryable: ClassVar[bool] = False  # may another server be tried?
+    counts: ClassVar[bool] = True  # is it a request by the caller's limits, if no server was asked?
 
     def __init__(
         self, detail: str, *, param: str | None = None, headers: Sequence[Header] = ()
@@ -245,6 +246,7 @@ class NoUpstream(UpstreamError):
 
     status = 503
     code = "no_healthy_upstream"
+    counts = False
 
 
 class UpstreamTimeout(UpstreamError):
@@ -259,6 +261,7 @@ class CapacityError(ProxyError):
     """We cannot take the work now; later or elsewhere it will be taken."""
 
     outcome = Outcome.REJECTED
+    counts = False
 
     def __init__(self, detail: str, *, retry_after: int) -> None:
         super().__init__(detail, headers=[(b"retry-after", str(retry_after).encode())])

@@ -4,6 +4,9 @@ import asyncio
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
 
 from tests.limits.fleet import MODEL, Fleet, ask, fleet, question
 from tests.server.family import until
@@ -114,6 +117,47 @@ async def test_nobody_waits_in_vain() -> None:
     assert (too_long[0], too_late[0]) == (503, 504)
     assert too_late[1] < too_long[1] and too_long[1] >= 0.39
     assert engine.asked == 1
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+async def test_who_gets_no_place_has_lost_no_request(store: str, tmp_path: Path) -> None:
+    """Neither where the queue is full, nor after a wait in vain; garbage is a request."""
+    engine = Patient()
+    url = f"sqlite://{tmp_path}/store.db" if store == "sqlite" else store
+    async with (
+        fleet(
+            engine.script,
+            store=url,
+            limits="6 req/day, 1000 tok/day",
+            max_inflight="1",
+            queue_size="2",
+            queue_timeout="0.4",
+        ) as running,
+        AsyncExitStack() as stack,
+    ):
+        first, second, third, fourth = await callers(stack, running, 4)
+        first.send(question(None))
+        await engine.has(1)
+        second.send(question(None))
+        third.send(question(None))
+        await waiting(running, 2)
+        statuses = [(await ask(fourth, None)).status for _ in range(20)]
+        statuses += [(await client.answer()).status for client in (second, third)]
+        statuses.append((await ask(fourth, None, headers=[PRIORITY])).status)
+        engine.finish()
+        assert (await first.answer()).status == 200
+        first.send(question(None))
+        await engine.has(2)
+        engine.finish()
+        answer = await first.answer()
+
+    assert statuses == [503] * 22 + [400]
+    assert answer.status == 200
+    # Three were requests: the two that were answered, and the one that could not be understood.
+    assert answer.header(b"x-ratelimit-remaining-requests") == b"3"
+
+
+PRIORITY = (b"x-llmproxy-priority", b"high")
 
 
 async def timed(client: RawClient, **more: object) -> tuple[int, float]:

@@ -11,20 +11,28 @@ from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
+    DeadlineTooShort,
+    InvalidRequest,
+    ModelNotFound,
+    NoUpstream,
+    Overloaded,
     QuotaSpent,
     RateLimited,
     UpstreamBroken,
     UpstreamTimeout,
+    UpstreamUnreachable,
 )
 from llmproxy.headers import of_lines
+from llmproxy.middleware.errors import ErrorsMiddleware
 from llmproxy.middleware.rate_limit import RateLimitMiddleware
 from llmproxy.middleware.usage import UsageMiddleware
 from llmproxy.protocol.endpoints import MODELS
 from llmproxy.protocol.inference import read_inference
+from llmproxy.protocol.stream_tail import StreamTail
 from llmproxy.rate_limit.budgets import budgets
 from llmproxy.rate_limit.limiter import ChargeCancelled, Limiter
 from llmproxy.rate_limit.limits import limits
-from llmproxy.records import InferenceRequest, Principal, Usage
+from llmproxy.records import Ending, InferenceRequest, Principal, Usage
 from llmproxy.store.memory import MemoryStore
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.asgi import Exchange, cancel_in_flight, drive
@@ -280,6 +288,42 @@ async def test_whose_own_time_is_over_pays_like_one_who_leaves(
     assert await left(made) == [8, 10_000 - charged]
 
 
+@both_stores
+@pytest.mark.parametrize(
+    ("failure", "asked", "counts"),
+    [
+        (Overloaded("full", retry_after=1), 0, False),
+        (Overloaded("no connection is free", retry_after=1), 1, False),
+        (Overloaded("no connection is free", retry_after=1), 2, True),
+        (DeadlineTooShort("too long a queue", retry_after=1), 0, False),
+        (NoUpstream("nobody is there"), 0, False),
+        (ModelNotFound("nobody has it"), 0, True),
+        (InvalidRequest("nobody understands it"), 0, True),
+        (UpstreamUnreachable("gone"), 1, True),
+        (ClientGone("left the queue"), 0, True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_what_is_refused_for_want_of_room_is_no_request(
+    failure: Exception, asked: int, counts: bool, slow: bool
+) -> None:
+    """What the caller has done wrong is one, and so is whatever a server was asked."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise failure
+
+    made = limiter("2 req/day, 1 concurrent", "", slow=slow)
+    ctx = context(tap=Counted(), attempts=asked)
+    layers = ErrorsMiddleware(RateLimitMiddleware(app, limiter=made))
+    seen = await drive(outside(layers), ctx=ctx)
+
+    assert (await left(made))[0] == pytest.approx(1 if counts else 2, abs=0.1)
+    assert (await left(made))[1] == 1
+    told = seen.header(b"x-ratelimit-remaining-requests")
+    # Who has lost nothing is not told that it has.
+    assert told == (b"1" if counts and not isinstance(failure, ClientGone) else None)
+
+
 async def test_leaving_before_a_server_was_asked_costs_nothing() -> None:
     """Who leaves the queue has used nothing."""
 
@@ -369,6 +413,35 @@ async def test_a_place_comes_back_however_a_request_ends(ends: str) -> None:
     assert await left(made) == [8]
 
 
+async def test_a_place_is_free_before_the_failure_is_told() -> None:
+    """Who has stopped reading gets a second for the last words; others need not wait for it."""
+    made = limiter("1 concurrent", "")
+    free: list[float] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tail = get_context(scope).tail = StreamTail(Ending.CHAT)
+        await send(HEAD)
+        tail.note(b"data: {}\n\n")
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        raise UpstreamBroken("half way")
+
+    def looking(app: ASGIApp) -> ASGIApp:
+        async def looked(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_looking(message: Message) -> None:
+                free.extend(await left(made))
+                await send(message)
+
+            await app(scope, receive, send_looking)
+
+        return looked
+
+    layers = looking(ErrorsMiddleware(RateLimitMiddleware(app, limiter=made)))
+    seen = await drive(outside(layers), ctx=context(tap=Counted(0, Usage())))
+
+    assert b"half way" in seen.body
+    assert free == [0, 0, 1]
+
+
 async def test_who_is_not_known_is_limited_by_address() -> None:
     """Where nobody is asked for a key."""
     made = limiter("1 req/day", "")
@@ -431,13 +504,13 @@ async def test_another_attempt_is_made_in_the_place_of_the_first(slow: bool) -> 
 
     body = b'{"model":"llama","stream":true}'
     ctx = context(body=body, inference=read_inference(body))
-    made = limiter("1 concurrent", "", slow=slow)
+    made = limiter("1 req/day, 1 concurrent", "", slow=slow)
     layer = UsageMiddleware(RateLimitMiddleware(engine, limiter=made))
     seen = await drive(outside(layer), ctx=ctx, body=body)
 
     assert seen.status == 200
     assert answers == []
-    assert await left(made) == [1]
+    assert await left(made) == [pytest.approx(0, abs=0.1), 1]
 
 
 async def test_chunks_take_no_detour() -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from llmproxy import codec
 from llmproxy.cleanup import finish
-from llmproxy.context import RequestContext, get_context
+from llmproxy.context import RequestContext, get_context, settled
 from llmproxy.errors import ClientGone, InternalError, ProxyError, Stopped
 from llmproxy.protocol.error_body import error_object, last_event
 from llmproxy.records import Ending
@@ -46,6 +46,7 @@ class ErrorsMiddleware:
         except asyncio.CancelledError:
             stopped = Stopped("The proxy was stopped before the answer was complete.")
             ctx.failure = stopped
+            settled(ctx, left=True)
             await finish(self._last_words(ctx, stopped, send), within=LAST_WORDS)
             raise
         except Exception as exc:
@@ -58,7 +59,10 @@ class ErrorsMiddleware:
             await self._tell(ctx, ours, send)
 
     async def _tell(self, ctx: RequestContext, error: ProxyError, send: Send) -> None:
-        if isinstance(error, ClientGone) or ctx.complete:
+        left = isinstance(error, ClientGone)
+        # What it holds is for others now, and who has stopped reading is not waited for.
+        settled(ctx, left=left)
+        if left or ctx.complete:
             return
         if ctx.status is None:
             await self._answer(error, send)

@@ -3,8 +3,8 @@
 Reserves before anything is asked for, and settles once, whatever becomes of the request: by being
 called at its end where the limits are kept in this process, else by itself.
 
-Reads:  answering_model, attempts, client, endpoint, fields, held, inference, principal, settle,
-        started_at, status, tap
+Reads:  answering_model, attempts, client, endpoint, failure, fields, held, inference, principal,
+        settle, started_at, status, tap
 Writes: charged, held, limit_lines, settle
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
@@ -15,7 +15,7 @@ from collections.abc import Awaitable
 from llmproxy import clock
 from llmproxy.cleanup import finish
 from llmproxy.context import RequestContext, get_context
-from llmproxy.errors import ClientGone, UpstreamTimeout, missing
+from llmproxy.errors import ClientGone, ProxyError, UpstreamTimeout, missing
 from llmproxy.protocol.request_options import deadline_of
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.reservation import Reservation, Ticket
@@ -61,6 +61,8 @@ class RateLimitMiddleware:
         try:
             if left or status is None or status >= 400:
                 usage = self._usage(ctx, held, left)
+                if not left:
+                    self._take_back(ctx, held, ctx.failure)
         finally:  # whatever an answer has in it: what is held must be given back
             if isinstance(held, Ticket):
                 self.limiter.settle_ticket(held, usage, ctx.tap)
@@ -82,17 +84,23 @@ class RateLimitMiddleware:
         ctx.limit_lines = held.head_lines
         if held.plan.cut:
             send = self._asking(ctx, held, send)
-        left = False
+        left, failure = False, None
         try:
             await self.app(scope, receive, send)
         except (asyncio.CancelledError, ClientGone):
             left = True
             raise
+        except ProxyError as error:
+            failure = error
+            raise
         finally:
             usage = None
             try:
                 usage = self._usage(ctx, held, left)
+                if not left and ctx.status is None:
+                    self._take_back(ctx, held, failure)
             finally:
+                failure = None  # it holds this frame
                 if held.plan.lines:
                     settling = limiter.settle(held, usage, ctx.tap, ctx.answering_model)
                     await finish(settling, within=SETTLE_WITHIN)
@@ -119,6 +127,20 @@ class RateLimitMiddleware:
         if left:
             ctx.charged = usage
         return usage
+
+    def _take_back(
+        self, ctx: RequestContext, held: Reservation | Ticket, failure: ProxyError | None
+    ) -> None:
+        """Have what was refused for want of room not be a request.
+
+        The only attempt may be one that found no connection free. Without a failure and an answer
+        the request is made once more, and counts then.
+        """
+        if failure is not None and (failure.counts or ctx.attempts > 1):
+            return
+        if failure is not None or ctx.status is None:
+            self.limiter.take_back(held)
+            ctx.limit_lines = b""  # they tell of a request that was none
 
     def _asking(self, ctx: RequestContext, reservation: Reservation, send: Send) -> Send:
         """Ask, while a stream runs, whether there is still a budget for it."""

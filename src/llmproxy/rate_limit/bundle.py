@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import floor
 from typing import Any, NamedTuple
 
+from llmproxy.rate_limit.depths import Depths, take_out
 from llmproxy.rate_limit.openai_headers import HAIR, MILLISECONDS, duration
 from llmproxy.store.counters import Account, Rate
 from llmproxy.store.interface import Immediate, Meter
@@ -44,8 +45,11 @@ class Bundle:
         self._form = b"".join(each[0].form for each in units) if alone else None
         self._look_up(self._clock())
 
-    def take(self, tokens: float) -> bytes | None:
-        """Take one request with so many tokens, or nothing; return what its answer tells of it."""
+    def take(self, tokens: float) -> tuple[bytes, Depths] | None:
+        """Take one request with so many tokens, or nothing.
+
+        Return what its answer tells of it, and how deep it stands in the rates of requests.
+        """
         clock = self._clock  # no method: asked for like one, it would be looked for in vain first
         now = clock()
         for place, last in self._places:
@@ -53,6 +57,7 @@ class Bundle:
                 return self._refuse(place, tokens)
             place.bundled += 1.0
         told: tuple[Any, ...] = ()
+        levels: tuple[float, ...] = ()
         for rate, fixed, pace, limit, each in self._rates:
             used = fixed or tokens
             level = rate.level - (now - rate.at) * pace
@@ -62,6 +67,8 @@ class Bundle:
                 return self._refuse(rate, tokens)
             rate.level = used
             rate.at = now
+            if fixed:
+                levels += (used + rate.back,)
             wait = used * each + 0.999999  # rounded up
             # Whole numbers are written into bytes in a third of the time that floats take.
             told += (
@@ -69,7 +76,12 @@ class Bundle:
                 MILLISECONDS[floor(wait)] if wait < 1000.0 else duration(used * each / 1000),
             )
         form = self._form
-        return form % told if form is not None else self._strictest(told)
+        told_of = form % told if form is not None else self._strictest(told)
+        return told_of, (now, self._by_request, levels)
+
+    def take_out(self, depths: Depths) -> None:
+        """Have a request that was refused after all not count; its place is free by `settle`."""
+        take_out(depths, self._clock())
 
     def settle(self, less: float) -> None:
         """Let a request end that took so much less than expected, or more; its place is free."""
@@ -94,7 +106,7 @@ class Bundle:
                 rate.level = more + level if level > 0.0 else more
                 rate.at = now
 
-    def _refuse(self, refusing: Rate | Account, tokens: float) -> bytes | None:
+    def _refuse(self, refusing: Rate | Account, tokens: float) -> tuple[bytes, Depths] | None:
         """Take nothing; or try again with those that have taken the place of forgotten ones."""
         self._take_back(refusing, tokens)
         if self._forgotten == self._counters.forgotten:
@@ -135,6 +147,7 @@ class Bundle:
             for meter, fixed, _ in unit
         ]
         self._by_tokens = [rate for rate, fixed, *_ in self._rates if not fixed]
+        self._by_request = [rate for rate, fixed, *_ in self._rates if fixed]
         self._held = [counters.place(meter) for meter in self._meters]
         # With how many may be held before one more is taken.
         self._places = [

@@ -9,11 +9,13 @@ Rule 3: while the store cannot be asked, each worker keeps its share of the limi
 
 import logging
 from collections.abc import Sequence
+from itertools import compress
 from typing import Literal, Protocol
 
 from llmproxy import clock
 from llmproxy.errors import StoreUnavailable
 from llmproxy.rate_limit.arrears import Arrears
+from llmproxy.rate_limit.depths import fill, take_out
 from llmproxy.rate_limit.estimate import LONGEST_PROMPT, NOTHING, Estimator, Seen
 from llmproxy.rate_limit.openai_headers import BUDGET_REACHED
 from llmproxy.rate_limit.plans import Line, Plan, Plans
@@ -107,7 +109,7 @@ class Limiter:
         reservation = self._asked_for(plan, endpoint, asked)
         if not plan.lines:
             return reservation
-        wanted = reservation.wanted()
+        wanted, asked_at = reservation.wanted(), clock.now()
         try:
             grant = await self._store.take(wanted)
         except Unavailable:
@@ -116,7 +118,7 @@ class Limiter:
             if self._away:
                 self._away = False
                 log.info("the store answers again: limits are kept over all workers")
-        self._let_in(reservation, wanted, grant)
+        self._let_in(reservation, wanted, grant, asked_at)
         return reservation
 
     def reserve_now(
@@ -138,14 +140,15 @@ class Limiter:
             else:
                 estimate = NOTHING
             # Who asks for more than a limit, or meets one that is reached, goes the long way.
-            head_lines = bundle.take(estimate.tokens)
-            if head_lines is not None:
-                return Ticket(bundle, plan, asked, estimate, head_lines)
+            taken = bundle.take(estimate.tokens)
+            if taken is not None:
+                head_lines, depths = taken
+                return Ticket(bundle, plan, asked, estimate, head_lines, depths)
         assert self.at_once is not None
         reservation = self._asked_for(plan, endpoint, asked)
         if plan.lines:
-            wanted = reservation.wanted()
-            self._let_in(reservation, wanted, self.at_once.take_now(wanted))
+            wanted, asked_at = reservation.wanted(), clock.now()
+            self._let_in(reservation, wanted, self.at_once.take_now(wanted), asked_at)
         return reservation
 
     async def go_on(self, reservation: Reservation, counted: int, model: str | None = None) -> None:
@@ -233,6 +236,13 @@ class Limiter:
                 self._learn(ticket, completion, seen)
         ticket.bundle.settle(less)
 
+    def take_back(self, held: Reservation | Ticket) -> None:
+        """Have a request that was refused after all not count; to be asked before it is settled."""
+        if isinstance(held, Ticket):
+            held.bundle.take_out(held.depths)
+        else:
+            held.refused = True
+
     async def standing(self, principal: Principal) -> list[tuple[Line, Reading]]:
         """Return how the limits and budgets of a caller stand; raise `Unavailable`.
 
@@ -254,7 +264,9 @@ class Limiter:
         price = self._pricing.price(asked.model) if plan.costs else None
         return Reservation(plan, asked, estimate, price)
 
-    def _let_in(self, reservation: Reservation, wanted: Wanted, grant: Grant) -> None:
+    def _let_in(
+        self, reservation: Reservation, wanted: Wanted, grant: Grant, asked_at: float
+    ) -> None:
         plan = reservation.plan
         if not grant.granted:
             text, error = refusal(plan, wanted, grant.readings, grant.refused)
@@ -263,6 +275,8 @@ class Limiter:
         reservation.amounts = wanted
         reservation.owner = grant.owner
         reservation.head_lines = standing(plan, grant.readings)
+        if plan.let_in and not reservation.local:
+            reservation.depths = fill(plan.let_in, asked_at)
         if plan.soft:
             self._warn_of_budgets(reservation, grant.readings)
 
@@ -291,7 +305,9 @@ class Limiter:
                 continue  # it was one, and stays one
             if unit == "concurrent":
                 actual = 0.0
-            elif unit == "req" or usage is None:
+            elif unit == "req":
+                actual = 0.0 if reservation.refused else amount
+            elif usage is None:
                 actual = amount
             else:
                 actual = cost if unit == "usd" else usage.prompt + usage.completion
@@ -299,6 +315,12 @@ class Limiter:
                 taken.append((meter, amount, actual))
             if local and actual:
                 self._arrears.keep((line.meter, 0.0, actual), owner="")
+        if reservation.refused and reservation.depths is not None:
+            rests = take_out(reservation.depths, clock.now())
+            requests = (line.unit == "req" for line in plan.lines)
+            meters = compress(reservation.amounts, requests)
+            for (meter, amount), rest in zip(meters, rests, strict=True):
+                taken.append((meter, amount, amount - rest))
         return taken
 
     def _learn(self, held: Reservation | Ticket, completion: int, seen: Seen | None) -> None:

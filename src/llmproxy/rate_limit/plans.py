@@ -17,6 +17,7 @@ from llmproxy.rate_limit.bundle import Bundle, Told
 from llmproxy.rate_limit.limits import address_subject, limit_text
 from llmproxy.rate_limit.openai_headers import form
 from llmproxy.records import Budget, Limit, Principal
+from llmproxy.store.counters import Rate
 from llmproxy.store.interface import Immediate, Kind, Meter, meter_name
 
 T = TypeVar("T", Limit, Budget)
@@ -44,8 +45,8 @@ class Plan:
     """All lines of one caller. What can be known before a request comes is worked out here."""
 
     __slots__ = (
-        "bundle", "costs", "counts", "cut", "fixed", "hard", "lines", "principal", "shown",
-        "soft", "subject",
+        "bundle", "costs", "counts", "cut", "fixed", "hard", "let_in", "lines", "principal",
+        "shown", "soft", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,8 @@ class Plan:
         # An answer tells of one limit of each unit.
         self.shown = tuple(filter(None, (_places(lines, unit) for unit in ("req", "tok"))))
         self.fixed = tuple((line.meter, line.fixed) for line in lines)
+        # What this process has let in of each limit of requests.
+        self.let_in = [Rate(0.0, 0.0, line.meter.each) for line in lines if line.unit == "req"]
         self.bundle: Bundle | None = None
         if at_once is not None and lines and all(line.kind == "limit" for line in lines):
             rates = [[lines[place] for place in places] for places in self.shown]

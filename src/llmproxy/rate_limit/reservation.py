@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from llmproxy.rate_limit.bundle import Bundle
+from llmproxy.rate_limit.depths import Depths
 from llmproxy.rate_limit.estimate import Estimate
 from llmproxy.rate_limit.plans import Line, Plan
 from llmproxy.records import InferenceRequest, Usage
@@ -28,8 +29,8 @@ class Reservation:
     """What is held for one request until it is settled."""
 
     __slots__ = (
-        "allowed", "amounts", "asked", "estimate", "extra", "head_lines", "local", "owner",
-        "plan", "price", "settled",
+        "allowed", "amounts", "asked", "depths", "estimate", "extra", "head_lines", "local",
+        "owner", "plan", "price", "refused", "settled",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,8 @@ class Reservation:
         self.head_lines = b""  # what the answer tells of the limits
         self.allowed = estimate.output  # tokens of output that are reserved so far
         self.extra: dict[tuple[str, str], tuple[Meter, float]] = {}  # reserved while it runs
+        self.depths: Depths | None = None  # in the rates of requests, as far as is known here
+        self.refused = False  # after all: then it is no request either
         self.settled = False
 
     def wanted(self) -> Wanted:
@@ -97,3 +100,4 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):  # as an estimate is, for t
     asked: InferenceRequest
     estimate: Estimate
     head_lines: bytes
+    depths: Depths

@@ -29,12 +29,13 @@ Taken = Sequence[tuple[Meter, float, float]]
 class Rate:
     """How full a bucket was, and when."""
 
-    __slots__ = ("at", "each", "level")
+    __slots__ = ("at", "back", "each", "level")
 
     def __init__(self, level: float, at: float, each: float) -> None:
         self.level = level
         self.at = at
         self.each = each  # seconds that one of it takes to drain
+        self.back = 0.0  # what was taken out again, so that those behind it have moved up
 
     @property
     def empty(self) -> float:
@@ -45,6 +46,24 @@ class Rate:
         """Return how full it is now."""
         drained = (now - self.at) * meter.pace if now >= self.at else self.restart(now)
         return self.level - drained if self.level > drained else 0.0
+
+    def take_out(self, depth: float, since: float, now: float) -> float:
+        """Take out again one that came in `since`; return how much of it was still in there.
+
+        `depth` was the level with it, and `back`. A bucket drains in the order in which it was
+        filled. What has drained is not given back once more: else a caller who waits with all that
+        it may have could have as much again at the end.
+        """
+        ahead = depth - self.back - (now - since) / self.each
+        rest = min(1.0, ahead)
+        if rest <= 0.0:
+            return 0.0
+        level = self.level - (now - self.at) / self.each
+        if level - ahead > SLACK:
+            # Those before it have not moved. To take them for nearer than they are does no harm.
+            self.back += rest
+        self.level, self.at = max(0.0, level - rest), now
+        return rest
 
     def restart(self, now: float) -> float:
         """Begin again where a clock was set back to, do not wait for it: nothing has drained."""
@@ -133,6 +152,8 @@ class Counters:
                 rate = self.rate(meter, now)
                 rate.level = max(0.0, rate.level_at(now, meter) + actual - amount)
                 rate.at, rate.each = now, meter.each
+                if actual < amount:
+                    rate.back += amount - actual
             else:
                 account = self._account(meter, wall)
                 account.give_back(owner, amount)
