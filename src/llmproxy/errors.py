@@ -255,6 +255,8 @@ class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
     retryable = True
+    of_request: bool = False  # it was the one of the whole request, and not one of the server's
+    by_caller: bool = False  # who had set that one itself, and so has left
 
 
 class CapacityError(ProxyError):

@@ -22,7 +22,7 @@ from llmproxy.headers import find
 from llmproxy.metrics import Metrics
 from llmproxy.protocol.engine_errors import Complaint, complaint_of
 from llmproxy.protocol.request_head import origin_headers, request_headers, target_of
-from llmproxy.protocol.request_options import TIMEOUT, deadline_of, time_left
+from llmproxy.protocol.request_options import TIMEOUT, deadline_of, is_callers_own, time_left
 from llmproxy.protocol.trust import TrustedProxies
 from llmproxy.records import Clocks, Ending, Endpoint, Upstream
 from llmproxy.relay import Relay
@@ -31,7 +31,7 @@ from llmproxy.routing.retry import RETRY_AFTER, in_seconds, is_replay_safe
 from llmproxy.routing.rotation import Rotation
 from llmproxy.routing.server import Server
 from llmproxy.stalls import Stalls
-from llmproxy.time_left import FOR_EVER, bounded, in_time
+from llmproxy.time_left import FOR_EVER, in_time, is_past, out_of_time
 from llmproxy.transport import Call, Outgoing
 from llmproxy.transport.interface import Repeated
 from llmproxy.types import Header, Receive, Scope, Send, WatchedExchange, watched
@@ -87,6 +87,8 @@ class Forward:
             raise
         except ProxyError as error:
             result = error.code
+            if isinstance(error, UpstreamTimeout) and error.of_request:
+                error.by_caller = is_callers_own(ctx.fields, self.clocks.total)
             raise
         finally:
             ctx.waited += clock.now() - asked_at
@@ -103,13 +105,15 @@ class Forward:
         deadline: float,
     ) -> str:
         """Ask one server, and pass its answer on to the last byte; return what it came to."""
+        if is_past(deadline):
+            raise out_of_time("The time set for the request was over before it was asked.")
         due = clock.now() + limit if limit else FOR_EVER
         endpoint = present(ctx.endpoint, "endpoint")
         exchange = watched(scope)
         opening = server.transport.open(
             self._outgoing(scope, ctx, endpoint, server.upstream, exchange, deadline),
-            connect=bounded(self.clocks.connect, deadline),
-            answer=bounded(limit, deadline),
+            connect=self.clocks.connect,
+            answer=limit,
         )
         # Its clock for the answer stands while the request is still going out.
         call = await (opening if deadline == FOR_EVER else in_time(opening, deadline))

@@ -162,7 +162,9 @@ class Journey:
     def _following(self, attempt: Attempt, failure: UpstreamError | None) -> Attempt | None:
         """Return the attempt after one that came to nothing; None when that was the last."""
         if failure is not None:
-            self._failed = self._failed or failure
+            first = self._failed = self._failed or failure
+            if isinstance(first, UpstreamTimeout) and isinstance(failure, UpstreamTimeout):
+                first.by_caller = failure.by_caller  # whichever of them is told
             return self._after_failure(attempt, failure)
         refusal = self.trial.refusal
         assert refusal is not None

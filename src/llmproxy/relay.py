@@ -19,7 +19,7 @@ from llmproxy.protocol.stream_tail import Halt, StreamTail
 from llmproxy.protocol.tails import tail_for
 from llmproxy.records import Clocks, Ending
 from llmproxy.stalls import Delivery
-from llmproxy.time_left import FOR_EVER, in_time, left_until
+from llmproxy.time_left import FOR_EVER, NOT_COMPLETE, in_time, is_past, left_until, out_of_time
 from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Message, Send, Writer, writer_of
@@ -109,7 +109,7 @@ class Relay:
                         continue
                     within = min(patience, left_until(deadline))
                     if within <= 0:
-                        raise self._timeout(0)
+                        raise self._timeout(0, deadline)
                     chunk = await read(within)
                 except Silence:
                     chunk = await self._sit_out(within, self.idle, deadline)
@@ -171,7 +171,7 @@ class Relay:
         limit = due - clock.now() if due != FOR_EVER else FOR_EVER
         within = min(self.comment, limit, left_until(deadline))
         if within <= 0:
-            raise UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
+            raise self._timeout(0, deadline)
         try:
             return await self.call.read(0 if within == FOR_EVER else within)
         except Silence:
@@ -185,7 +185,7 @@ class Relay:
                 return b""  # only its connection lingers
             left = min(limit - silent, left_until(deadline))
             if left <= 0:
-                raise self._timeout(silent)
+                raise self._timeout(silent, deadline)
             if self.comment != FOR_EVER and tail is not None and tail.at_boundary():
                 await self._say(KEEP_ALIVE)
             step = min(self.comment, left)
@@ -209,12 +209,13 @@ class Relay:
             return False
         return tail.finished(halt)
 
-    def _timeout(self, silent: float) -> UpstreamTimeout:
+    def _timeout(self, silent: float, deadline: float) -> UpstreamTimeout:
+        failure = UpstreamTimeout if not is_past(deadline) else out_of_time
         if not self.answered:
-            return UpstreamTimeout(f"{self.ctx.upstream} sent no first byte in time.")
+            return failure(f"{self.ctx.upstream} sent no first byte in time.")
         if silent >= self.idle:
-            return UpstreamTimeout(f"{self.ctx.upstream} was silent for {self.idle:g} s.")
-        return UpstreamTimeout("The answer was not complete within the time set for the request.")
+            return failure(f"{self.ctx.upstream} was silent for {self.idle:g} s.")
+        return out_of_time(NOT_COMPLETE)
 
     async def _begin(self) -> None:
         if self.begun:

@@ -10,6 +10,7 @@ from llmproxy.errors import UpstreamTimeout
 T = TypeVar("T")
 
 FOR_EVER = float("inf")
+NOT_COMPLETE = "The answer was not complete within the time set for the request."
 
 
 def left_until(deadline: float) -> float:
@@ -17,14 +18,9 @@ def left_until(deadline: float) -> float:
     return max(0.0, deadline - clock.now()) if deadline != FOR_EVER else FOR_EVER
 
 
-def bounded(limit: float, deadline: float) -> float:
-    """Return a clock of ours cut to what is left of the request; 0 = no clock."""
-    if deadline == FOR_EVER:
-        return limit
-    left = min(limit or FOR_EVER, left_until(deadline))
-    if left <= 0:
-        raise UpstreamTimeout("The time set for the request was over before it was asked.")
-    return left
+def is_past(deadline: float) -> bool:
+    """Tell whether no time is left."""
+    return deadline != FOR_EVER and clock.now() >= deadline
 
 
 async def in_time(awaitable: Awaitable[T], deadline: float) -> T:
@@ -33,6 +29,11 @@ async def in_time(awaitable: Awaitable[T], deadline: float) -> T:
         async with asyncio.timeout(left_until(deadline)):
             return await awaitable
     except TimeoutError:
-        raise UpstreamTimeout(
-            "The answer was not complete within the time set for the request."
-        ) from None
+        raise out_of_time(NOT_COMPLETE) from None
+
+
+def out_of_time(detail: str) -> UpstreamTimeout:
+    """Return the error for a request whose own time is over."""
+    failure = UpstreamTimeout(detail)
+    failure.of_request = True
+    return failure

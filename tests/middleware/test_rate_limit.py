@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from llmproxy import clock
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
@@ -268,23 +267,27 @@ async def test_a_left_stream_is_charged_as_configured(
 
 @both_stores
 @pytest.mark.parametrize(
-    ("given", "asked", "charged"),
-    [("0.3", 1, 100), ("0.3", 0, 0), ("300", 1, 0), (None, 1, 0), ("soon", 0, 0)],
-    ids=["over", "over_before_it_was_asked", "not_over", "our_own_clock", "no_time"],
-)
+    ("policy", "own", "asked", "charged"),
+    [("counted", True, 1, 100), ("counted", True, 0, 0), ("counted", False, 1, 0),
+     ("reported", True, 1, 0), ("none", True, 1, 0)],
+    ids=["over", "over_before_it_was_asked", "our_own_clock", "reported", "none"],
+)  # fmt: skip
 async def test_whose_own_time_is_over_pays_like_one_who_leaves(
-    given: str | None, asked: int, charged: int, slow: bool
+    policy: ChargeCancelled, own: bool, asked: int, charged: int, slow: bool
 ) -> None:
     """The server has read the prompt for a caller who never meant to wait for the answer."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise UpstreamTimeout("too late")
+        failure = UpstreamTimeout("too late")
+        failure.by_caller = own
+        raise failure
 
-    fields = {b"x-llmproxy-timeout": given.encode()} if given is not None else {}
-    made, began = limiter(slow=slow), clock.now() - 0.3
-    ctx = context(tap=Counted(40), attempts=asked, fields=fields, started_at=began)
-    await through(made, app, ctx=ctx)
+    made = limiter(slow=slow, charge_cancelled=policy)
+    ctx = context(tap=Counted(40), attempts=asked)
+    layers = ErrorsMiddleware(RateLimitMiddleware(app, limiter=made))
+    seen = await drive(outside(layers), ctx=ctx)
 
+    assert seen.status == 504
     assert await left(made) == [8, 10_000 - charged]
 
 

@@ -3,8 +3,8 @@
 Reserves before anything is asked for, and settles once, whatever becomes of the request: by being
 called at its end where the limits are kept in this process, else by itself.
 
-Reads:  answering_model, attempts, client, endpoint, failure, fields, held, inference, principal,
-        settle, started_at, status, tap
+Reads:  answering_model, attempts, client, endpoint, failure, held, inference, principal, settle,
+        status, tap
 Writes: charged, held, limit_lines, settle
 Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 """
@@ -12,17 +12,14 @@ Raises: LayerMissing, QuotaSpent, RateLimited, StoreUnavailable
 import asyncio
 from collections.abc import Awaitable
 
-from llmproxy import clock
 from llmproxy.cleanup import finish
 from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import ClientGone, ProxyError, UpstreamTimeout, missing
-from llmproxy.protocol.request_options import deadline_of
 from llmproxy.rate_limit.limiter import Limiter
 from llmproxy.rate_limit.reservation import Reservation, Ticket
 from llmproxy.records import Endpoint, InferenceRequest, Usage
 from llmproxy.types import ASGIApp, Message, Receive, Scope, Send
 
-HAIR = 0.01  # seconds that a clock may run out too early
 SETTLE_WITHIN = 2.0  # seconds: long enough for a slow store, short enough for a shutdown
 
 
@@ -60,7 +57,7 @@ class RateLimitMiddleware:
         assert held is not None
         try:
             if left or status is None or status >= 400:
-                usage = self._usage(ctx, held, left)
+                usage = self._usage(ctx, held, ctx.failure, left)
                 if not left:
                     self._take_back(ctx, held, ctx.failure)
         finally:  # whatever an answer has in it: what is held must be given back
@@ -96,7 +93,7 @@ class RateLimitMiddleware:
         finally:
             usage = None
             try:
-                usage = self._usage(ctx, held, left)
+                usage = self._usage(ctx, held, failure, left)
                 if not left and ctx.status is None:
                     self._take_back(ctx, held, failure)
             finally:
@@ -106,12 +103,16 @@ class RateLimitMiddleware:
                     await finish(settling, within=SETTLE_WITHIN)
 
     def _usage(
-        self, ctx: RequestContext, reservation: Reservation | Ticket, left: bool
+        self,
+        ctx: RequestContext,
+        reservation: Reservation | Ticket,
+        failure: ProxyError | None,
+        left: bool,
     ) -> Usage | None:
         """Return what is charged; None when nobody has counted and the estimate has to do."""
         status = ctx.status
-        if status in (None, UpstreamTimeout.status) and not left and _out_of_time(ctx):
-            left, status = True, None
+        if status is None and isinstance(failure, UpstreamTimeout) and failure.by_caller:
+            left = True  # and has said so beforehand
         policy = self.limiter.charge_cancelled if left else "counted"
         if status is None:
             if left and ctx.attempts and policy == "counted":
@@ -153,10 +154,3 @@ class RateLimitMiddleware:
             await send(message)
 
         return send_if_paid
-
-
-def _out_of_time(ctx: RequestContext) -> bool:
-    """Tell whether the caller's own time is over: it has left, and has said so beforehand."""
-    if not ctx.attempts:
-        return False  # and nobody has looked whether it is a time
-    return deadline_of(ctx.started_at, ctx.fields, 0.0) <= clock.now() + HAIR

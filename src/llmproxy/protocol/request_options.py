@@ -48,6 +48,12 @@ def time_left(seconds: float) -> bytes:
     return b"%d.%03d" % divmod(max(int(seconds * 1000), 1), 1000)
 
 
+def is_callers_own(fields: Mapping[bytes, bytes], total: float) -> bool:
+    """Tell whether it is the caller who has set when a request must be over, and not we."""
+    own = timeout_of(fields)
+    return own is not None and own <= (total or math.inf)
+
+
 def priority_of(fields: Mapping[bytes, bytes]) -> int | None:
     """Return the class that the caller asks for, a higher one going first; None = it does not."""
     value = fields.get(b"x-llmproxy-priority")
