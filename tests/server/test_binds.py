@@ -51,7 +51,7 @@ class Bound:
 
 
 @asynccontextmanager
-async def over_tls(authority: Authority, folder: Path) -> AsyncIterator[Bound]:
+async def over_tls(authority: Authority, folder: Path, **settings: str) -> AsyncIterator[Bound]:
     """Serve TLS ourselves."""
     issued = authority.ca.issue_cert("localhost")
     issued.private_key_pem.write_to_path(str(folder / "key.pem"))
@@ -66,6 +66,7 @@ async def over_tls(authority: Authority, folder: Path) -> AsyncIterator[Bound]:
             "LLMPROXY_PORT": str(port),
             "LLMPROXY_TLS_CERT": str(folder / "cert.pem"),
             "LLMPROXY_TLS_KEY": str(folder / "key.pem"),
+            **settings,
         }
         async with running(SERVE, environment) as process:
             await process.says(f"listens on https://127.0.0.1:{port}")
@@ -128,3 +129,29 @@ async def test_the_basics_hold(
     assert too_large.status == 413
     assert asked == 2
     assert took < 5
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["nothing", "half_a_hello"])
+async def test_a_handshake_has_the_time_of_a_head(
+    said: bytes, authority: Authority, tmp_path: Path
+) -> None:
+    """Until it is over we do not even know of the client, and could not close it for another."""
+    async with (
+        over_tls(authority, tmp_path, LLMPROXY_TIMEOUT_HEAD="0.5") as bound,
+        raw_client("127.0.0.1", bound.port) as client,
+    ):
+        client.send(said)
+        async with asyncio.timeout(10):
+            await client.closed()
+
+
+async def test_a_handshake_without_a_clock(authority: Authority, tmp_path: Path) -> None:
+    """Where a head has none."""
+    async with (
+        over_tls(authority, tmp_path, LLMPROXY_TIMEOUT_HEAD="0") as bound,
+        bound.client() as client,
+    ):
+        client.send(b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n")
+        answer = await client.answer()
+
+    assert answer.status == 200

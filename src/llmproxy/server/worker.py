@@ -64,10 +64,12 @@ class Server(uvicorn.Server):
         connections = Connections(self.bounds.connections)
         self.app.pressure.relieve = connections.close_idle
 
-        # uvicorn calls this with its own arguments, for each connection.
-        def protocol(**given: object) -> GuardedProtocol:
+        def protocol() -> GuardedProtocol:
             made = GuardedProtocol(
-                **given,  # type: ignore[arg-type]  # config, server_state, app_state, _loop
+                self.config,
+                self.server_state,
+                self.lifespan.state,
+                loop,
                 bounds=self.bounds,
                 connections=connections,
                 loop=loop,
@@ -75,12 +77,22 @@ class Server(uvicorn.Server):
             made.closing_soon = self.should_exit
             return made
 
-        self.config.http_protocol_class = protocol  # type: ignore[assignment]
-        for sock in sockets or ():
-            set_options(sock, self.bounds)
         gc.freeze()  # what start-up has made stays: the collector need not look at it again
         gc.set_threshold(*COLLECT)
-        await super().startup(sockets)
+        await super().startup([])
+        # Not by uvicorn: under TLS a client would have 60 s before it has said anything at all.
+        tls, clock = self.config.ssl, self.bounds.head_timeout
+        handshake = clock if tls is not None and clock != FOR_EVER else None
+        for sock in sockets or ():
+            set_options(sock, self.bounds)
+            server = await loop.create_server(
+                protocol,
+                sock=sock,
+                ssl=tls,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=handshake,
+            )
+            self.servers.append(server)
         if self.started:
             loop.add_reader(self.lifeline, self._told)
             with suppress(OSError):  # the supervisor is gone, and we shall be told at once
