@@ -47,6 +47,48 @@ async def test_what_is_not_for_callers_is_dropped(line: bytes) -> None:
     assert b"canary" not in answer.raw
 
 
+EVERYBODY = b"".join(
+    b"Access-Control-%b\r\n" % line
+    for line in (
+        b"Allow-Origin: *",
+        b"Allow-Credentials: true",
+        b"Allow-Methods: *",
+        b"Allow-Headers: *",
+        b"Allow-Private-Network: true",
+        b"Expose-Headers: *",
+        b"Max-Age: 600",
+    )
+)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"OPTIONS"])
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [("", None), ("https://other.test", None), ("https://page.test", b"https://page.test")],
+    ids=["nobody", "another", "this_one"],
+)
+async def test_an_engine_does_not_say_whose_browsers_may_call(
+    origins: str, allowed: bytes | None, method: bytes
+) -> None:
+    """Most of them let in the pages of everybody."""
+    answer = b"HTTP/1.1 200 OK\r\n%bcontent-length: 2\r\n\r\n{}" % EVERYBODY
+    settings = {"cors_origins": origins} if origins else {}
+    async with (
+        scripted(answering(answer)) as engine,
+        proxied(engine.upstream, **settings) as proxy,
+    ):
+        headers = [
+            (b"origin", b"https://page.test"),
+            (b"access-control-request-method", b"POST"),
+        ]
+        got = await proxy.ask(request_bytes(method=method, headers=headers))
+
+    assert got.header(b"access-control-allow-origin") == allowed
+    assert got.header(b"access-control-allow-credentials") is None
+    assert got.header(b"access-control-allow-private-network") is None
+    assert (got.header(b"access-control-expose-headers") or b"x-request-id") != b"*"
+
+
 async def test_a_header_named_by_connection_is_dropped() -> None:
     """The engine's hop-by-hop headers end here as well."""
     answer = await answered(b"connection: x-internal, close\r\nx-internal: canary\r\nx-kept: 1\r\n")

@@ -6,6 +6,14 @@ from llmproxy.headers import HOP_BY_HOP, find, named_by_connection
 from llmproxy.types import Header
 
 _DROPPED = HOP_BY_HOP | {
+    # Whose browsers may call is ours to say: engines let in everybody's.
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-allow-private-network",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
     b"alt-svc",
     b"endpoint-load-metrics",
     b"date",  # every server that we run under writes its own
