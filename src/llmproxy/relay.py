@@ -24,6 +24,8 @@ from llmproxy.transport import Call
 from llmproxy.transport.interface import Silence
 from llmproxy.types import Message, Send, Writer, writer_of
 
+_BODYLESS = (204, 304)
+
 
 class Relay:
     """One answer on its way from an engine to a client."""
@@ -221,14 +223,10 @@ class Relay:
         if self.begun:
             return
         self.begun = True
-        call = self.call
-        await self.send(
-            {
-                "type": "http.response.start",
-                "status": call.status,
-                "headers": response_headers(call.headers, self.kind),
-            }
-        )
+        status, headers = self.call.status, response_headers(self.call.headers, self.kind)
+        if status in _BODYLESS:  # a 304 tells what a 200 would have, and uvicorn would wait for it
+            headers = [header for header in headers if header[0] != b"content-length"]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def _piece(chunk: bytes) -> Message:

@@ -77,9 +77,13 @@ async def test_head_tells_the_length_and_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"], ids=bytes.decode)
-async def test_an_answer_without_a_body_ends_with_its_head(status: bytes) -> None:
-    """No length, no chunking, and the next answer follows on the same connections."""
-    head = b"HTTP/1.1 %b\r\netag: x\r\n\r\n" % status
+@pytest.mark.parametrize("length", [b"", b"content-length: 50\r\n"], ids=["plain", "as_if"])
+async def test_an_answer_without_a_body_ends_with_its_head(status: bytes, length: bytes) -> None:
+    """No length that counts, no chunking, and the next answer follows on the same connections.
+
+    A 304 may have the length that its 200 would have.
+    """
+    head = b"HTTP/1.1 %b\r\netag: x\r\n%b\r\n" % (status, length)
 
     async with scripted(answering(head)) as engine, proxied(engine.upstream) as proxy:
         async with proxy.client() as client:
