@@ -26,6 +26,8 @@ from llmproxy.stalls import Stalls
 from llmproxy.store.opening import prepare
 from llmproxy.types import ASGIApp, Receive, Scope, Send
 
+A_CENTURY = 3e9  # seconds
+
 
 class SingleLayer:
     """One layer in a foreign app. Starts itself with its first request, on each event loop."""
@@ -145,6 +147,8 @@ async def _supervise(engines: Engines) -> None:
     """Live as long as the loop or until `aclose`; whichever ends it, everything is closed."""
     try:
         await engines.start()
-        await asyncio.get_running_loop().create_future()
+        # By the clock of the loop, which knows us then. A task that only an app knows is thrown
+        # away with it, in the middle, when its host lets go of it.
+        await asyncio.sleep(A_CENTURY)
     finally:
         await engines.aclose()

@@ -1,11 +1,14 @@
 """The public layers in an app that is not ours."""
 
 import asyncio
+import gc
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import ref
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
@@ -101,6 +104,30 @@ async def test_keys_are_asked_for_in_front_of_any_app() -> None:
 
     assert got == [401, 401, 200]
     assert page.status == 200
+
+
+async def test_a_layer_that_is_let_go_of_is_closed_with_the_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not by the collector, in the middle of its work; whatever it warned of would be an error."""
+
+    async def asked_once() -> int:
+        app = Starlette(routes=[Route("/v1/chat/completions", complete, methods=["POST"])])
+        app.add_middleware(middleware.RateLimit, limits="3 req/hour")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            return (await client.post("/v1/chat/completions", content=BODY)).status_code
+
+    before = asyncio.all_tasks()
+    assert await asked_once() == 200
+    await asyncio.sleep(0.01)  # until it waits for the end
+    running = [ref(task) for task in asyncio.all_tasks() - before]
+    assert running
+
+    gc.collect()
+
+    assert all(task() is not None for task in running)
+    assert "Task was destroyed" not in caplog.text
 
 
 def test_a_door_that_nobody_can_close_is_said_to_be_open() -> None:
