@@ -79,6 +79,26 @@ async def test_an_issued_key_can_sign_when_it_was_made_for_it(door: Door) -> Non
         await door.check(signed("eve", silent.secret))
 
 
+async def test_a_key_that_another_worker_has_made_signs_at_once(
+    door: Door, store: ShakyStore
+) -> None:
+    """As a plain key does; after a rotation both sign, and a name that was given anew does."""
+    other = IssuedKeys(store)
+    first = await other.create("blue", signing=True)
+    assert (await door.check(signed("blue", first.secret))).name == "blue"
+
+    second = await other.rotate("blue", overlap=60)
+    for each in (second, first):
+        assert (await door.check(signed("blue", each.secret))).name == "blue"
+
+    await other.revoke("blue")
+    third = await other.create("blue", signing=True)
+    assert (await door.check(signed("blue", third.secret))).id == third.key.principal.id
+    for each in (second, first):
+        with pytest.raises(Unauthenticated):
+            await door.check(signed("blue", each.secret))
+
+
 async def test_a_key_of_which_only_a_digest_is_known_cannot_sign(store: ShakyStore) -> None:
     """What it would be checked with cannot be computed."""
     door = Door(store, "alice:sha256:" + "ab" * 32)

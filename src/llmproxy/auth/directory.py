@@ -55,11 +55,14 @@ class Directory:
         entry = self._keys.at_hand(digest) if self._freshness.fresh else None
         return _valid(entry.value, digest) if entry is not None else None
 
-    async def signing(self, name: str) -> tuple[SigningKey, ...]:
-        """Return what the signatures of a caller are checked with: two during a rotation."""
+    async def signing(self, name: str, *, anew: bool = False) -> tuple[SigningKey, ...]:
+        """Return what the signatures of a caller are checked with: two during a rotation.
+
+        `anew`: what was changed before the call is known.
+        """
         if not NAME.fullmatch(name):
             return ()
-        await self._freshness.check()
+        await (self._freshness.look() if anew else self._freshness.check())
         found = await self._names.get(name) or ()
         now = clock.wall()
         return tuple(key for key in found if now < key.until)

@@ -70,14 +70,14 @@ class Keyring:
             principal = self._issued.at_hand(known.issued)
         return principal
 
-    async def signing(self, name: str) -> tuple[SigningKey, ...]:
-        """Return what the signatures of a caller are checked with."""
+    async def signing(self, name: str, *, anew: bool = False) -> tuple[SigningKey, ...]:
+        """Return what the signatures of a caller are checked with; `anew`: as it is by now."""
         if self._file is not None:
             await self._file.check()
         configured = self._configured.signing(name)
         if configured is not None:
             return (configured,)
-        return await self._issued.signing(name) if self._issued is not None else ()
+        return await self._issued.signing(name, anew=anew) if self._issued is not None else ()
 
     async def aclose(self) -> None:
         """End what is under way."""

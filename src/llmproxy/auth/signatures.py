@@ -19,7 +19,8 @@ Rule 3: the body is compared when it has been read. What is read as a whole is a
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
 
 from llmproxy import clock
 from llmproxy.auth.configured import SigningKey
@@ -40,7 +41,11 @@ _FORM = re.compile(
 )
 _CONTENT_FORM = re.compile(rb"[0-9a-f]{64}|UNSIGNED-PAYLOAD")
 
-FindKeys = Callable[[str], Awaitable[tuple[SigningKey, ...]]]
+
+class FindKeys(Protocol):
+    """Tells what the signatures of a name are checked with; `anew`: nothing older than the call."""
+
+    def __call__(self, name: str, *, anew: bool) -> Awaitable[tuple[SigningKey, ...]]: ...
 
 
 class Signatures:
@@ -63,16 +68,21 @@ class Signatures:
         if not 0 <= left <= 2 * WINDOW:
             raise unauthenticated()
         signed = string_to_sign(name, at, nonce, method.encode(), target, content)
-        signer = None
-        for key in await self._find_keys(name.decode()):
-            if hmac.compare_digest(_signature(key.secret, signed), signature):
-                signer = key
+        signer = await self._signer(name.decode(), signed, signature)
         if signer is None or clock.wall() >= signer.until:
             raise unauthenticated()
         if content == UNSIGNED and not signer.unsigned:
             raise unauthenticated()
         await self._spend(signer.principal, nonce, left)
         return signer.principal
+
+    async def _signer(self, name: str, signed: bytes, signature: bytes) -> SigningKey | None:
+        # A key that another process has made a moment ago is found when the store is asked anew.
+        for anew in (False, True):
+            for key in await self._find_keys(name, anew=anew):
+                if hmac.compare_digest(_signature(key.secret, signed), signature):
+                    return key
+        return None
 
     async def _spend(self, principal: Principal, nonce: bytes, left: float) -> None:
         try:
