@@ -1,6 +1,7 @@
 """Whose word is believed about where a request comes from."""
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -8,6 +9,7 @@ from llmproxy.headers import find_all
 from llmproxy.types import Header
 
 UNIX = "unix"
+_WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)(?=:))(?::[0-9]{1,5})?")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -27,8 +29,8 @@ class TrustedProxies:
         chain = b",".join(find_all(headers, b"x-forwarded-for"))
         address = peer
         for entry in reversed(chain.split(b",")):
-            text = entry.strip().decode("ascii", "replace")
-            if not _is_address(text):
+            text = _address(entry.strip().decode("ascii", "replace"))
+            if text is None:
                 break
             address = text
             if not self.include(text):
@@ -48,9 +50,12 @@ class TrustedProxies:
         return any((mapped or address) in network for network in self._networks)
 
 
-def _is_address(text: str) -> bool:
+def _address(entry: str) -> str | None:
+    """Return the address of an entry; some proxies write it as they would a URL, with its port."""
+    found = _WITH_PORT.fullmatch(entry)
+    text = (found[1] or found[2]) if found is not None else entry
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return text
