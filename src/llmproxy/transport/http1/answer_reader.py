@@ -2,8 +2,8 @@
 
 Rule 1: how an answer is delimited is decided here, from its head; where the parser is more
         lenient than we are, we win.
-Rule 2: what comes behind an answer is never read as another one; nothing is asked again where
-        it came.
+Rule 2: what comes behind an answer is never read as another one, and the connection over which
+        it came is not used again.
 Rule 3: a head is bounded, and so is what a body takes beside itself.
 """
 
@@ -134,20 +134,19 @@ class AnswerReader:
             raise Unreadable("sent a head that can be read in two ways")
         if self._overhead > MAX_HEAD and head_size(self._headers) > MAX_HEAD:
             raise Unreadable("sent a head that is too long")
-        if self._framing is None:
-            return
         if self._framing is Framing.LENGTH and self.keep_alive and self._overhead == len(data):
             self._memory.learn(data, self._parser.get_status_code(), self._headers)
-        if self._framing is Framing.NONE:
+        elif self._framing is Framing.NONE:
             # The parser may wait for the body that the head of a HEAD or a 304 describes.
             self._parser = httptools.HttpResponseParser(self)
-        self._headers = []
 
     # From the parser. Whatever comes after the last byte ends the connection.
 
     def on_message_begin(self) -> None:
         if self.complete:
             self.keep_alive = False
+        else:
+            self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._framing is None:  # else it is a trailer, and those are dropped
@@ -159,7 +158,6 @@ class AnswerReader:
         status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self._informational = True
-            self._headers = []
             return
         version = self._parser.get_http_version()
         self._framing, keep_alive = framing_of(status, self._headers, self._to_head)
