@@ -1,30 +1,9 @@
 """Heavy work, one step in each turn of the event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from llmproxy.turns import my_turn
-
-
-class Count:
-    """Counts the turns of the loop."""
-
-    def __init__(self) -> None:
-        self.turn = 0
-
-    async def run(self) -> None:
-        while True:
-            self.turn += 1
-            await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def counting() -> AsyncIterator[Count]:
-    count = Count()
-    task = asyncio.create_task(count.run())
-    yield count
-    task.cancel()
+from tests.support.turns import counted_turns
 
 
 async def test_nobody_has_a_turn_beside_another() -> None:
@@ -34,23 +13,21 @@ async def test_nobody_has_a_turn_beside_another() -> None:
     async def work(name: str) -> None:
         for _ in range(3):
             await my_turn()
-            steps.append((count.turn, name))
+            steps.append((turns.count, name))
 
-    async with counting() as count:
+    async with counted_turns() as turns:
         await asyncio.gather(*map(work, "abcd"))
 
-    turns = [turn for turn, _ in steps]
-    assert len(set(turns)) == 12
+    assert len({turn for turn, _ in steps}) == 12
     assert "".join(name for _, name in steps) == "abcd" * 3
 
 
 async def test_others_go_on_meanwhile() -> None:
     """A turn of the loop is not waited for longer than for whoever came before."""
-    async with counting() as count:
-        await asyncio.sleep(0)
-        before = count.turn
+    async with counted_turns() as turns:
+        before = turns.count
         await asyncio.gather(*(my_turn() for _ in range(10)))
-        assert 10 <= count.turn - before <= 13
+        assert 10 <= turns.count - before <= 13
 
 
 async def test_who_has_left_takes_nobody_s_turn() -> None:

@@ -5,15 +5,16 @@ Rule 1: nearly every request is answered by the first server that is asked, and 
 Rule 2: a server has the request from before it is asked until that is over, however it ends.
 Rule 3: an attempt that ended without an answer, and not by a fault of the server, says nothing
         about it.
+Rule 4: for a client that has gone nobody is asked any more, also before its request is ended.
 
 Reads:  endpoint, fields, inference
 Writes: attempt
-Raises: whatever the last attempt came to
+Raises: ClientGone, or whatever the last attempt came to
 """
 
 from llmproxy import clock
 from llmproxy.context import RequestContext
-from llmproxy.errors import UpstreamError
+from llmproxy.errors import ClientGone, UpstreamError
 from llmproxy.first_token import FirstToken
 from llmproxy.journey import Journey
 from llmproxy.means import Means
@@ -23,7 +24,7 @@ from llmproxy.routing.course import Attempt
 from llmproxy.routing.delivered import CannotContinue
 from llmproxy.routing.load_watch import wants_header
 from llmproxy.trial import Trial
-from llmproxy.types import ASGIApp, Receive, Scope, Send, writer_of
+from llmproxy.types import ASGIApp, Receive, Scope, Send, watched, writer_of
 from llmproxy.wishes import wish_of
 from llmproxy.written_trial import WrittenTrial
 
@@ -86,6 +87,11 @@ async def travel(
                 if journey is not None:
                     journey.succeeded()
                 return
+            exchange = watched(scope)
+            if exchange is not None and exchange.gone:
+                if not trial.answered:
+                    attempt.weighs_nothing()
+                raise ClientGone("The client left before its answer was complete.")
             if journey is None:
                 journey = Journey(means, trial, ctx, wish_of(scope, ctx), attempt)
             attempt = await journey.after(attempt, failure)

@@ -1,4 +1,4 @@
-"""Finish what must be finished, whatever happens to the one who began it."""
+"""What is left to do at an end: finish what must be finished, and let go of what is held."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -28,3 +28,8 @@ async def finish(work: Awaitable[object], *, within: float) -> None:
         raise cancelled from failure
     if failure is not None:
         raise failure
+
+
+def forget_origin(failure: BaseException) -> None:
+    """Drop what an error that was kept holds: every frame it came through, and all of theirs."""
+    failure.__traceback__ = failure.__cause__ = failure.__context__ = None

@@ -60,6 +60,15 @@ async def test_one_alone_goes_in_the_next_turn() -> None:
     assert done == [Turn(1, 1, 0)]
 
 
+async def test_a_thousand_take_many_turns() -> None:
+    """To see all of them off in one takes a fifth of a second, in which nobody else is served."""
+    _, done = await turns_of([1000])
+
+    assert max(turn.let_go for turn in done) <= 100
+    assert max(turn.cancelled for turn in done) <= 20
+    assert len(done) < 100  # and they are not kept for long
+
+
 @given(st.lists(st.integers(0, 3 * LET_GO), max_size=8))
 def test_everybody_goes_once_and_few_at_a_time(batches: list[int]) -> None:
     """However they come; and no turn is left out while somebody waits."""

@@ -13,7 +13,7 @@ from tests.support.calls import eventually, settle
 from tests.support.client import RawClient, request_bytes
 from tests.support.rig import proxied
 from tests.support.streams import CHAT
-from tests.support.upstream import Exchange, Script, scripted
+from tests.support.upstream import Exchange, Script, scripted, taking
 
 SOON = 5.0  # seconds; every clock of ours is far longer
 LARGE = b'{"stream":true,"x":"' + b"x" * 300_000 + b'"}'
@@ -165,16 +165,10 @@ async def test_a_body_that_ends_too_early_costs_no_engine() -> None:
 async def test_an_upload_that_breaks_is_never_completed(rest: bytes) -> None:
     """The engine sees its end cut off, not a shorter upload."""
     sent: list[bytes] = []
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.head()
-        while piece := await exchange.piece():
-            sent.append(piece)
-
     raw = post(CHUNKED, body=b"4\r\nwhat\r\n").replace(PATH, b"/v1/audio/transcriptions")
     raw = raw.replace(b"application/json", b"audio/wav")
     async with (
-        scripted(script) as engine,
+        scripted(taking(sent)) as engine,
         proxied(engine.upstream) as proxy,
         proxy.client() as client,
     ):

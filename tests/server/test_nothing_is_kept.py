@@ -12,11 +12,12 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 
+from llmproxy.cleanup import forget_origin
 from llmproxy.context import RequestContext
 from llmproxy.server.exchange import Exchange as ServedExchange
-from llmproxy.server.exchange import forget_origin
 from llmproxy.server.protocol import GuardedProtocol
 from llmproxy.transport.http1.call import Http1Call
+from llmproxy.transport.http1.connection import Connection
 from tests.server.apps import GET
 from tests.support.calls import eventually
 from tests.support.client import RawClient, raw_client, request_bytes
@@ -33,6 +34,9 @@ KINDS = (RequestContext, ServedExchange, Http1Call)
 POST = request_bytes(body=b'{"model":"m"}')
 UNKNOWN = request_bytes(b"/nowhere", method=b"GET", body=None)
 TOO_LARGE = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n\r\n"
+UPLOAD_HEAD = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n"
+UPLOAD = UPLOAD_HEAD + b"x" * 600_000  # comes in several reads
+MALFORMED_UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz"
 
 
 Kept = Callable[[], list[str]]
@@ -41,17 +45,32 @@ Kept = Callable[[], list[str]]
 @pytest.fixture
 def kept() -> Iterator[Kept]:
     """What is there of these kinds, and was not before; without a collector that comes by."""
+    yield from newcomers(KINDS)
+
+
+@pytest.fixture
+def connections() -> Iterator[Kept]:
+    """The connections of clients, and those to engines that can carry nothing more."""
+    yield from newcomers((GuardedProtocol, Connection))
+
+
+def newcomers(kinds: tuple[type, ...]) -> Iterator[Kept]:
     gc.collect()
-    before = [each for each in gc.get_objects() if isinstance(each, KINDS)]
+    before = [each for each in gc.get_objects() if isinstance(each, kinds)]
     known = {id(each) for each in before}
 
     def new() -> list[str]:
-        found = (each for each in gc.get_objects() if isinstance(each, KINDS))
-        return [type(each).__name__ for each in found if id(each) not in known]
+        found = (each for each in gc.get_objects() if isinstance(each, kinds))
+        return [type(each).__name__ for each in found if id(each) not in known and not idle(each)]
 
     gc.disable()
     yield new
     gc.enable()
+
+
+def idle(each: object) -> bool:
+    """Whether it waits for another call."""
+    return isinstance(each, Connection) and not each.closed
 
 
 async def engine(exchange: Exchange) -> None:
@@ -63,6 +82,10 @@ async def engine(exchange: Exchange) -> None:
         exchange.begin()
         exchange.chunk(CHAT.events[0])
         exchange.reset()
+    elif b"nonsense" in request.body:
+        exchange.send(b"This is no answer.\r\n\r\n")
+    elif b"silence" in request.body:
+        await exchange.closed()
     elif b"stream" in request.body:
         exchange.begin()
         exchange.chunk(CHAT.events[0])
@@ -81,6 +104,33 @@ async def is_cut(client: RawClient) -> None:
     client.send(request_bytes(body=b'{"stream":true,"model":"cut"}'))
     with suppress(PeerLeft):
         await client.answer()
+
+
+async def leaves_in_its_body(client: RawClient) -> None:
+    client.send(POST[:-5])
+    await client.sent()
+    client.close()
+
+
+async def leaves_in_its_upload(client: RawClient) -> None:
+    client.send(UPLOAD[:-5])
+    await client.sent()
+    client.close()
+
+
+async def gets_nonsense(client: RawClient) -> None:
+    client.send(request_bytes(body=b'{"model":"nonsense"}'))
+    await client.answer()
+
+
+async def uploads(client: RawClient) -> None:
+    client.send(UPLOAD)
+    await client.answer()
+
+
+async def is_refused_in_its_upload(client: RawClient) -> None:
+    client.send(MALFORMED_UPLOAD)
+    await client.rest()
 
 
 async def asks(client: RawClient) -> None:
@@ -104,17 +154,35 @@ async def is_malformed(client: RawClient) -> None:
 
 
 WAYS = pytest.mark.parametrize(
-    "go", [asks, is_refused, is_too_large, is_malformed, is_cut, leaves], ids=lambda f: f.__name__
-)
+    "go",
+    [
+        asks, uploads, is_refused, is_too_large, is_malformed, is_refused_in_its_upload,
+        is_cut, gets_nonsense, leaves, leaves_in_its_body, leaves_in_its_upload,
+    ],
+    ids=lambda go: go.__name__,
+)  # fmt: skip
 
 
 @WAYS
-async def test_nothing_is_left_of_a_client_that_has_gone(go: Go, kept: Kept) -> None:
+async def test_nothing_is_left_of_a_client_that_has_gone(
+    go: Go, kept: Kept, connections: Kept
+) -> None:
     """However its last request ended."""
     async with scripted(engine) as server, proxied(server.upstream) as proxy:
         async with proxy.client() as client:
             await go(client)
-        await eventually(lambda: not kept(), "everything was let go")
+        await eventually(lambda: not kept() and not connections(), "everything was let go")
+
+
+async def test_nothing_is_left_of_a_client_that_did_not_wait_for_its_answer(
+    kept: Kept, connections: Kept
+) -> None:
+    """A queue of them may leave at once."""
+    async with scripted(engine) as server, proxied(server.upstream) as proxy:
+        async with proxy.client() as client:
+            client.send(request_bytes(body=b'{"model":"silence"}'))
+            await eventually(lambda: bool(server.requests), "the engine was asked")
+        await eventually(lambda: not kept() and not connections(), "everything was let go")
 
 
 @pytest.mark.parametrize("go", [asks, is_refused], ids=lambda f: f.__name__)
@@ -141,25 +209,16 @@ async def test_an_idle_connection_holds_nothing_of_its_last_request(go: Go, kept
         pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", id="refused_by_us"),
     ],
 )
-async def test_nothing_is_left_of_a_connection_that_is_over(request_: bytes) -> None:
+async def test_nothing_is_left_of_a_connection_that_is_over(
+    request_: bytes, connections: Kept
+) -> None:
     """A thousand a second come and go, and all wait while the collector comes by for them."""
     async with proxied("http://127.0.0.1:9") as proxy:
-        gc.collect()
-        before = connections()  # an exception that a test raises again and again may keep one
-        gc.disable()
-        try:
-            for _ in range(STREAMS):
-                async with proxy.client() as client:
-                    client.send(request_)
-                    await client.rest()
-            await eventually(lambda: connections() <= before, "nothing is left of them")
-        finally:
-            gc.enable()
-
-
-def connections() -> int:
-    """How many connections of clients there are, or something of them."""
-    return sum(isinstance(each, GuardedProtocol) for each in gc.get_objects())
+        for _ in range(STREAMS):
+            async with proxy.client() as client:
+                client.send(request_)
+                await client.rest()
+        await eventually(lambda: not connections(), "nothing is left of them")
 
 
 def through() -> Counter[str]:

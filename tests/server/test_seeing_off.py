@@ -19,7 +19,7 @@ from tests.support.fleet import Answering, Member, breaking, dropping, event, fl
 from tests.support.outside import TEXT, at_rest, chat, in_order, said
 from tests.support.rig import Rig, proxied
 from tests.support.tls import Authority
-from tests.support.upstream import Exchange, Request, scripted
+from tests.support.upstream import Exchange, Request, scripted, taking
 
 UPLOAD = (
     b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
@@ -91,6 +91,12 @@ async def a_token(exchange: Exchange, request: Request) -> None:
     await exchange.closed()
 
 
+async def a_role(exchange: Exchange, request: Request) -> None:
+    exchange.begin()
+    exchange.chunk(event({"role": "assistant", "content": ""}))
+    await exchange.closed()
+
+
 async def tokens(exchange: Exchange, request: Request) -> None:
     exchange.begin()
     while not exchange.ended:
@@ -159,16 +165,27 @@ async def test_the_server_does_not_wait_for_its_turn(
         assert b.asked == []
 
 
+async def test_for_who_has_left_nobody_else_is_asked(waiting: Waiting) -> None:
+    """Its first token is late before its turn has come, and nobody waits for one any more."""
+    async with fleet(a_role, speaking(TEXT), first_token_limit=0.3) as (proxy, (a, b)):
+        async with proxy.client() as client:
+            exchange = await asked(client, a, chat(stream=True))
+            client.close()
+            await exchange.closed()
+            await waiting.come()
+            line = await proxy.log.line()
+            waiting.see_off()
+        await at_rest(proxy)
+
+        assert (line["status"], line["code"], line["attempts"]) == (499, "client_gone", 1)
+        assert len(proxy.log.lines) == 1
+        assert b.asked == []
+
+
 async def test_an_upload_ends_with_its_client(waiting: Waiting) -> None:
     """Half of it is out, and the other half will not come: that is no failure of the server."""
     pieces: list[bytes] = []
-
-    async def engine(exchange: Exchange) -> None:
-        await exchange.head()
-        while piece := await exchange.piece():
-            pieces.append(piece)
-
-    async with scripted(engine) as server, proxied(server.upstream) as proxy:
+    async with scripted(taking(pieces)) as server, proxied(server.upstream) as proxy:
         async with proxy.client() as client:
             client.send(UPLOAD)
             await eventually(lambda: bool(pieces), "the server got a piece")
@@ -203,14 +220,8 @@ async def test_who_leaves_in_its_body_is_seen_off_too(waiting: Waiting) -> None:
 async def test_who_is_refused_in_its_upload_may_read_that(waiting: Waiting) -> None:
     """It has not gone: that its request is ended is no reason to close behind it."""
     pieces: list[bytes] = []
-
-    async def engine(exchange: Exchange) -> None:
-        await exchange.head()
-        while piece := await exchange.piece():
-            pieces.append(piece)
-
     async with (
-        scripted(engine) as server,
+        scripted(taking(pieces)) as server,
         proxied(server.upstream) as proxy,
         proxy.client() as client,
     ):
@@ -229,6 +240,26 @@ async def test_who_is_refused_in_its_upload_may_read_that(waiting: Waiting) -> N
 
     assert answer.status == 400
     assert not torn_down
+
+
+async def test_who_is_refused_before_its_request_runs_is_not_taken_for_stopped() -> None:
+    """Its body is malformed in the very read that brings its head: it is cancelled once, and not
+    as if somebody else had wanted that, too."""
+
+    async def engine(exchange: Exchange) -> None:
+        await exchange.request()
+
+    async with (
+        scripted(engine) as server,
+        proxied(server.upstream) as proxy,
+        proxy.client() as client,
+    ):
+        client.send(CHUNKED + b"nonsense\r\n")
+        answer = await client.answer()
+        line = await proxy.log.line()
+
+    assert answer.status == 400
+    assert (line["status"], line["outcome"]) == (499, "client_gone")
 
 
 async def test_who_asked_twice_leaves_the_second_server() -> None:

@@ -339,6 +339,17 @@ def answering(answer: bytes) -> Script:
     return script
 
 
+def taking(pieces: list[bytes]) -> Script:
+    """Take an upload as it comes, piece by piece, and say nothing."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.head()
+        while piece := await exchange.piece():
+            pieces.append(piece)
+
+    return script
+
+
 def json_answer(value: object, status: bytes = b"200 OK") -> Script:
     """Answer every request with the same JSON."""
 

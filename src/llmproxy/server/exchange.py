@@ -9,7 +9,7 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from llmproxy import codec
+from llmproxy.cleanup import forget_origin
 from llmproxy.context import SCOPE_KEY
 from llmproxy.errors import ProxyError, RequestTimeout
 from llmproxy.server.head_memory import HeadMemory
@@ -121,7 +121,7 @@ class Exchange(Writer):
             # request costs, and as much memory as its body and its answer had.
             self.task = None
             self.scope.pop("extensions", None)
-            context = self.scope.get(SCOPE_KEY)
+            context = self.scope.pop(SCOPE_KEY, None)
             if context is not None and context.failure is not None:
                 forget_origin(context.failure)
 
@@ -129,6 +129,7 @@ class Exchange(Writer):
         """Have the running task cancelled as soon as the client hangs up, or no more."""
         self._cancels = wanted
         if wanted and self.gone and self.task is not None:
+            self._cancels = False  # a second time would be taken for somebody else's doing
             self.task.cancel()
 
     def notes(self, headers: list[Header]) -> dict[Any, Any] | None:
@@ -231,8 +232,8 @@ class Exchange(Writer):
             self._wake()
 
     def hang_up(self) -> None:
-        """Note that the client has gone."""
-        if self.gone or self.complete:
+        """Note that the client has gone before its answer was complete."""
+        if self.gone:
             return
         self.gone = True
         self._protocol.see_off(self)
@@ -344,28 +345,3 @@ class Exchange(Writer):
             return
         # Where the end of the connection is the end of the answer, only a reset tells.
         self._protocol.cut(reset=self.ends_with_connection)
-
-
-def forget_origin(failure: BaseException) -> None:
-    """Drop what an error that was kept holds: every frame it came through, and all of theirs."""
-    failure.__traceback__ = failure.__cause__ = failure.__context__ = None
-
-
-def refusal(
-    status: int, code: str, message: str, headers: "tuple[Header, ...]", date: bytes
-) -> bytes:
-    """Return a whole answer that says no and closes."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    body = codec.dumps({"error": error})
-    extra = b"".join(b"%b: %b\r\n" % header for header in headers)
-    return b"".join(
-        (
-            STATUS_LINES[status],
-            date,
-            b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
-            extra,
-            b"connection: close\r\n\r\n",
-            body,
-        )
-    )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmproxy.server.refusal import Refusal
 from llmproxy.types import Header
 
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
@@ -23,19 +24,6 @@ _BLANK = b" \t"
 # The parser takes tabs off that others leave on: they would see another host or framing.
 _NAMED = 32  # bytes of a line that show which of those fields it is
 _TABBED = re.compile(rb"\n(?:host|content-length|transfer-encoding):[^\r\n]*\t", re.IGNORECASE)
-
-
-class Refusal(Exception):
-    """Why a request is not even begun."""
-
-    def __init__(
-        self, status: int, code: str, message: str, headers: tuple[Header, ...] = ()
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.headers = headers
 
 
 _ALLOW = ((b"allow", b", ".join(sorted(METHODS))),)

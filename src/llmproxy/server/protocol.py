@@ -5,8 +5,6 @@ uvicorn runs it in the place of its own HTTP protocol and is asked for nothing b
 """
 
 import asyncio
-import logging
-import os
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
@@ -17,19 +15,18 @@ from uvicorn.server import ServerState
 from llmproxy.context import SCOPE_KEY
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.client_clock import ClientClock
+from llmproxy.server.closing import break_off, close, close_one_side, look_at_rest
 from llmproxy.server.connections import Connections
-from llmproxy.server.exchange import Exchange, refusal
+from llmproxy.server.exchange import Exchange
 from llmproxy.server.head_memory import HeadMemory
-from llmproxy.server.head_rules import Head, Refusal
+from llmproxy.server.head_rules import Head
 from llmproxy.server.intake import Intake
 from llmproxy.server.place import Place
+from llmproxy.server.refusal import Refusal
 from llmproxy.server.request_reader import RequestReader
-from llmproxy.server.sockets import reset_on_close
 from llmproxy.types import EXCHANGE, Header
 
 RETRY_AFTER = ((b"retry-after", b"1"),)
-
-log = logging.getLogger("llmproxy.server")
 
 
 class GuardedProtocol(asyncio.Protocol):
@@ -100,10 +97,11 @@ class GuardedProtocol(asyncio.Protocol):
             exchange.hang_up()
         self._unblock()
         self._reader.close()
-        if exchange is None:
-            # Nobody asks for them any more, and each leads back here: a circle of a dozen objects
-            # would wait for the collector, which keeps the loop for 15 ms when it comes by.
-            del self._reader, self._intake, self._clock, self.transport
+        # Nobody asks for them any more, not even a request that is still under way: it knows that
+        # its client is gone. Each leads back here: a circle of a dozen objects would wait for the
+        # collector, which keeps the loop for 15 ms when it comes by.
+        self._half_open = False
+        del self._reader, self._intake, self._clock, self.transport
 
     def eof_received(self) -> bool:
         # As in nginx and uvicorn, a client that stops sending has hung up. What it was sent
@@ -112,7 +110,7 @@ class GuardedProtocol(asyncio.Protocol):
         if exchange is not None:
             exchange.hang_up()
             if exchange.committed and exchange.ends_with_connection:
-                self.cut(reset=True)
+                break_off(self.transport)
             # The rest of the connection is closed when its request is: to close this side of
             # hundreds takes as long as to let their servers go, which is urgent. TLS cannot wait.
             self._half_open = exchange.gone and self.transport.can_write_eof()
@@ -237,13 +235,10 @@ class GuardedProtocol(asyncio.Protocol):
 
     def cut(self, *, reset: bool) -> None:
         """Close in the middle of an answer, after what was sent of it."""
-        if not reset:
+        if reset:
+            break_off(self.transport)
+        else:
             self._close()
-            return
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:
-            reset_on_close(sock)
-        self.transport.abort()
 
     # For uvicorn and for the clocks
 
@@ -262,12 +257,12 @@ class GuardedProtocol(asyncio.Protocol):
     def look(self, now: float) -> None:
         exchange = self._exchange
         if self._lingering or self.transport.is_closing():
-            self._look_at_rest(now)
+            look_at_rest(self.transport, self._clock, self.bounds, now)
         elif self.blocked is not None:
             if self._clock.progress(now):
                 self._clock.set(now + self.bounds.write_timeout / 4)
             else:
-                self.cut(reset=True)
+                break_off(self.transport)
         elif exchange is not None:
             self._look_at_body(exchange, now)
         elif self._reader.heard:
@@ -277,7 +272,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _look_at_body(self, exchange: Exchange, now: float) -> None:
         if exchange.late:
-            self.cut(reset=True)
+            break_off(self.transport)
         elif not self._intake.open:
             self._clock.set(now + self.bounds.body_timeout)  # it is not the client who is slow
         elif (due := self._clock.body_due(exchange.received)) > now:
@@ -285,18 +280,6 @@ class GuardedProtocol(asyncio.Protocol):
         else:
             self._clock.set(now + self.bounds.linger)
             exchange.give_up_on_body()
-
-    def _look_at_rest(self, now: float) -> None:
-        """Abort once the last word has arrived; reset when nobody takes it any more."""
-        left = self._clock.left
-        if left and self._clock.progress(now):
-            self._clock.set(now + min(self.bounds.linger, self.bounds.write_timeout))
-        elif left:
-            self.cut(reset=True)
-        elif self.transport.is_closing():
-            self.transport.abort()
-        else:
-            self._close()
 
     def _unblock(self) -> None:
         blocked, self.blocked = self.blocked, None
@@ -332,37 +315,17 @@ class GuardedProtocol(asyncio.Protocol):
         self._close_kindly(unread=True)
 
     def _say_no(self, refused: Refusal, name: str | None = None) -> None:
-        # A request that nobody has named yet is in no log of requests. Its refusal is told here,
-        # to those who look for it; others could fill a disk with it.
-        if name is None:
-            name = os.urandom(16).hex()
-            log.debug(
-                "refused: %d, %s", refused.status, refused.message, extra={"request_id": name}
-            )
-        headers = ((b"x-request-id", name.encode()), *refused.headers)
-        self.transport.write(
-            refusal(refused.status, refused.code, refused.message, headers, self.date())
-        )
+        self.transport.write(refused.answer(self.date(), name))
 
     def _close_kindly(self, *, unread: bool) -> None:
-        """Close such that the answer arrives.
-
-        Closing a socket with unread bytes resets it, and the reset may overtake the answer:
-        so first only our side is closed, and what the client still sends is thrown away.
-        """
         if not unread or self.transport.is_closing():
             self._close()
             return
         self._lingering = True
-        self._clock.watch_progress(self.bounds.linger)
-        self._intake.wake()
-        if self.transport.can_write_eof():  # TLS cannot; its client goes by our `close`
-            self.transport.write_eof()
+        close_one_side(self.transport, self._clock, self._intake, self.bounds)
 
     def _close(self) -> None:
-        """Close once everything is sent; a client that does not take it gets its time."""
-        self._clock.watch_progress(self.bounds.write_timeout / 4)
-        self.transport.close()
+        close(self.transport, self._clock, self.bounds)
 
 
 @lru_cache(maxsize=4)

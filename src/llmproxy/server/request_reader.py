@@ -10,7 +10,8 @@ import httptools
 
 from llmproxy.server.bounds import Bounds
 from llmproxy.server.head_memory import HeadMemory
-from llmproxy.server.head_rules import Head, Refusal, check_head, condensed
+from llmproxy.server.head_rules import Head, check_head, condensed
+from llmproxy.server.refusal import Refusal
 from llmproxy.types import Header
 
 # A chunk costs its size and two line ends; what comes on top of that is nobody's need.
