@@ -19,8 +19,8 @@ def why_not_issued(settings: Settings, fields: Mapping[str, Any]) -> list[str]:
             " worker that made the key would know it"
         )
     chain = {"middleware": settings.middleware, "prices": settings.prices}
-    own = {**chain, "limits": fields.get("limits", ())}
-    return wrong + why_not_kept(tuple(fields.get("budgets", ())), own)
+    asked = (*fields.get("limits", ()), *fields.get("budgets", ()))
+    return wrong + why_not_kept(asked, chain)
 
 
 def why_not_asked(settings: Settings) -> str | None:
