@@ -2,13 +2,20 @@
 
 Rule 1: what was read well counts until something else was read well: what is broken is read again
         and again, and what cannot be read has not changed anything.
-Rule 2: nothing here touches the disk on the event loop.
+Rule 2: what was written a moment ago is looked at the next time: somebody may still be writing, and
+        half a file is another file. One without a byte has most likely just been opened.
+Rule 3: nothing here touches the disk on the event loop.
 """
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from llmproxy import clock
+
+SETTLED = 0.75  # seconds for which nobody has written
+FILLED = 3.0  # seconds in which whoever has opened it writes something
 
 T = TypeVar("T")
 
@@ -43,6 +50,9 @@ class WatchedFile(Generic[T]):
             raise ValueError(f"{self._path!r} cannot be read: {exc.strerror}") from None
         state = (found.st_mtime_ns, found.st_size, found.st_ino)
         if state == self._state:
+            return None
+        quiet = FILLED if found.st_size == 0 else SETTLED
+        if self._state is not None and 0 <= clock.wall() - found.st_mtime < quiet:
             return None
         return state, self._understand(content_of(self._path, self._at_most))
 

@@ -1,6 +1,8 @@
 """Servers that are listed in a file."""
 
+import os
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,18 @@ from llmproxy.routing.discovery.source import LookFailed
 from llmproxy.settings.upstreams import read_server_file
 
 READ = partial(read_server_file, environ={})
+LONG_AGO = count(1_000_000_000)
 
 
 def watching(path: Path) -> FileSource:
     return FileSource(Upstream("pool", "", "", 0, path=str(path), found_by="file"), read=READ)
+
+
+def written(path: Path, content: bytes) -> None:
+    """Write a file as somebody did who has been gone for long."""
+    path.write_bytes(content)
+    at = next(LONG_AGO)
+    os.utime(path, (at, at))
 
 
 async def hosts(source: FileSource) -> list[str]:
@@ -28,9 +38,9 @@ async def test_a_change_is_seen(tmp_path: Path) -> None:
     source = watching(path)
     assert await hosts(source) == ["a", "b"]
 
-    path.write_text("http://c")
+    written(path, b"http://c")
     assert await hosts(source) == ["c"]
-    (tmp_path / "other").write_text("http://d")
+    written(tmp_path / "other", b"http://d")
     (tmp_path / "other").rename(path)
     assert await hosts(source) == ["d"]
 
@@ -54,10 +64,10 @@ async def test_a_broken_file_lists_nothing_new(broken: bytes | None, tmp_path: P
     if broken is None:
         path.unlink()
     else:
-        path.write_bytes(broken)
+        written(path, broken)
 
     for _ in range(2):
         with pytest.raises(LookFailed):
             await source.look()
-    path.write_text("http://b:1")
+    written(path, b"http://b:1")
     assert await hosts(source) == ["b"]
