@@ -82,12 +82,15 @@ def chunks_between(
     return run
 
 
+LASTING = PoolLimits(keepalive=1e6, max_age=1e6)  # or it would be gone after 4 s of measuring others
+
+
 class OneConnection:
     """Our transport, on a connection that is there already."""
 
     def __init__(self, wire: EngineWire) -> None:
         loop = asyncio.get_running_loop()
-        self._pool = Pool(PoolLimits(), loop)
+        self._pool = Pool(LASTING, loop)
         wire.connection = self._connection = Connection("gpu1", self._pool, loop)
         self._connection.connection_made(wire)
         self._pool.made(self._connection)
