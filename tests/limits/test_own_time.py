@@ -10,6 +10,7 @@ from tests.support.upstream import Exchange, Script, scripted
 
 OWN, LATER = b"0.3", b"30"  # seconds that a caller gives its request
 BODY = b'{"model":"llama","max_tokens":10,"messages":[{"role":"user","content":"Hello there."}]}'
+LAYERS = "rate_limit,routing"
 STREAM = BODY.replace(b"{", b'{"stream":true,', 1)
 
 
@@ -71,3 +72,19 @@ async def test_whose_own_time_is_over_is_charged_the_prompt(
 
     assert line["code"] == "upstream_timeout"
     assert ("prompt_tokens" in line and line["prompt_tokens"] > 0) is charged
+
+
+async def test_the_time_may_be_over_for_another_attempt() -> None:
+    """The caller is told of the first, and has left all the same."""
+    settings = {"limits": "100000 tok/day", "first_token_limit": 0.1, "middleware": LAYERS}
+    headers = [(b"x-llmproxy-timeout", b"0.5")]
+    async with (
+        scripted(silent) as one,
+        scripted(silent) as other,
+        proxied(f"{one.url},{other.url}", **settings) as proxy,
+    ):
+        await proxy.asked(request_bytes(headers=headers, body=STREAM))
+        line = await proxy.log.line()
+
+    assert (line["code"], line["attempts"]) == ("upstream_timeout", 2)
+    assert line["prompt_tokens"] > 0

@@ -92,7 +92,7 @@ def limiter(
 
 async def left(made: Limiter) -> list[float]:
     """Return what is left of every meter."""
-    plan, _ = made._plans.find(ANNA, None, "llama")
+    plan, _ = made._terms.plans.find(ANNA, None, "llama")
     return [each.left for each in await made._store.read([line.meter for line in plan.lines])]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llmproxy.errors import RateLimited
 from llmproxy.headers import of_lines
 from llmproxy.protocol.endpoints import CHAT, MODELS
+from llmproxy.rate_limit.at_once import AtOnce
 from llmproxy.rate_limit.budgets import budgets
 from llmproxy.rate_limit.estimate import FIRST_GUESS
 from llmproxy.rate_limit.limiter import Limiter
@@ -70,9 +71,15 @@ def settle(
 ) -> None:
     """Settle what was reserved at once, whichever way it went."""
     if isinstance(held, Ticket):
-        made.settle_ticket(held, usage, seen)
+        way(made).settle_ticket(held, usage, seen)
     else:
-        made.settle_now(held, usage, seen)
+        way(made).settle(held, usage, seen)
+
+
+def way(made: Limiter) -> AtOnce:
+    """Return the way without a coroutine."""
+    assert made.at_once is not None
+    return made.at_once
 
 
 @given(calls=CALLS)
@@ -96,10 +103,10 @@ async def test_the_short_way_decides_what_the_long_one_does(calls: list[Any]) ->
             refused = list(error.headers)
         if refused is not None:
             with pytest.raises(RateLimited) as told:
-                short.reserve_now(principal, None, endpoint, asked)
+                way(short).reserve(principal, None, endpoint, asked)
             assert list(told.value.headers) == refused
             continue
-        ours = short.reserve_now(principal, None, endpoint, asked)
+        ours = way(short).reserve(principal, None, endpoint, asked)
         assert of_lines(ours.head_lines) == of_lines(theirs.head_lines)
         held.append((ours, theirs))
 
@@ -121,7 +128,7 @@ def test_who_goes_the_short_way(
     asked = InferenceRequest(model="llama", prompt_bytes=80)  # 20 tokens, and who knows how many
     made = limiter(text, budget, short=True)
 
-    assert type(made.reserve_now(ANNA, None, endpoint, asked)) is kind
+    assert type(way(made).reserve(ANNA, None, endpoint, asked)) is kind
 
 
 def test_the_strictest_of_several_limits_is_told() -> None:
@@ -130,7 +137,7 @@ def test_the_strictest_of_several_limits_is_told() -> None:
     asked = InferenceRequest(model="llama")
     told = []
     for who in (ANNA, ANNA, ANNA, BERT, BERT, BERT):
-        ticket = made.reserve_now(who, None, CHAT, asked)
+        ticket = way(made).reserve(who, None, CHAT, asked)
         told.append(dict(of_lines(ticket.head_lines))[b"x-ratelimit-limit-requests"])
 
     assert told == [b"5", b"5", b"5", b"6", b"6", b"6"]
@@ -144,9 +151,9 @@ def test_what_is_usual_is_learnt_from_answers_of_no_set_length(
     made = limiter("1000000 tok/min", short=True)
     limited = InferenceRequest(model="llama", max_tokens=most)
     for _ in range(20):
-        settle(made, made.reserve_now(ANNA, None, CHAT, limited), Usage(0, 30), Seen())
+        settle(made, way(made).reserve(ANNA, None, CHAT, limited), Usage(0, 30), Seen())
 
-    held = made.reserve_now(ANNA, None, CHAT, InferenceRequest(model="llama"))
+    held = way(made).reserve(ANNA, None, CHAT, InferenceRequest(model="llama"))
     assert (held.estimate.tokens < FIRST_GUESS) is learnt
 
 
@@ -158,7 +165,7 @@ def test_addresses_that_come_once_are_forgotten() -> None:
     for number in range(5000):
         clock.now += 0.1
         address = f"10.0.{number // 256}.{number % 256}"
-        settle(made, made.reserve_now(None, address, CHAT, asked), Usage())
+        settle(made, way(made).reserve(None, address, CHAT, asked), Usage())
 
-    assert isinstance(made.at_once, MemoryStore)
-    assert len(made.at_once._counters.rates) < 1000
+    assert isinstance(made._store, MemoryStore)
+    assert len(made._store._counters.rates) < 1000

@@ -566,6 +566,6 @@ async def live_through(steps: Any) -> None:
 
 
 async def standing_of(made: Limiter) -> list[float]:
-    meters = [line.meter for line in made._plans.find(ANNA, "192.0.2.1", "llama")[0].lines]
+    meters = [line.meter for line in made._terms.plans.find(ANNA, "192.0.2.1", "llama")[0].lines]
     found: tuple[Reading, ...] = await made._store.read(meters)
     return [reading.left for reading in found]

@@ -112,6 +112,23 @@ async def test_a_share_is_never_nothing() -> None:
         assert await admitted(made, 5) == 0  # 200 tokens of a share of 125 are owed
 
 
+@pytest.mark.parametrize(("refused", "owed"), [(True, 0), (False, 1)])
+async def test_who_was_refused_after_all_owes_no_request(refused: bool, owed: int) -> None:
+    """To the store that was away when the request was let in."""
+    far = Far()
+    far.away = True
+    async with limiting(far, "20 req/day") as made:
+        held = await reserve(made)
+        if refused:
+            held.take_back()
+        await made.settle(held, Usage())
+        far.away = False
+        if owed:
+            await eventually(lambda: far.settled == 1, "what is owed was told")
+
+    assert await left(far, held) == [pytest.approx(20 - owed, abs=0.1)]
+
+
 async def test_a_hard_budget_closes_the_door() -> None:
     """Nobody spends money that nobody can count; unlimited is never the answer."""
     far = Far()

@@ -182,7 +182,7 @@ def test_plans_are_made_once_and_kept_bounded() -> None:
     assert plan(made, address="192.0.2.9", model="other") is first
     for number in range(20):
         plan(made, replace(ANNA, id=f"key_{number}"))
-    assert len(made.ready) == 5
+    assert len(made._ready) == 5
     assert plan(made) is not first
     assert names(plan(made)) == names(first)
 
@@ -192,7 +192,7 @@ def test_long_names_are_not_kept() -> None:
     made = plans("5 req/min per model")
     plan(made, model="x" * 1_000_000)
 
-    assert not made.ready
+    assert not made._ready
 
 
 def test_a_changed_key_gets_a_new_plan() -> None:

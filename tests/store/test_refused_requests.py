@@ -30,8 +30,6 @@ class Callers:
     """Requests as the layer makes them, the short way where a store is this very process."""
 
     def __init__(self, store: Store, text: str = LIMITS, budget: str = "") -> None:
-        self.short = isinstance(store, MemoryStore)
-        self.store = store
         self.limiter = Limiter(
             store,
             store,
@@ -41,20 +39,23 @@ class Callers:
         )
 
     async def ask(self, who: Principal = ANNA) -> Held:
-        if self.short:
-            return self.limiter.reserve_now(who, None, CHAT, ASKED)
+        if self.limiter.at_once is not None:
+            return self.limiter.at_once.reserve(who, None, CHAT, ASKED)
         return await self.limiter.reserve(who, None, CHAT, ASKED)
 
     async def end(self, held: Held, *, refused: bool) -> None:
         usage = Usage() if refused else Usage(100, 100)
         if refused:
-            self.limiter.take_back(held)
-        if isinstance(held, Ticket):
-            self.limiter.settle_ticket(held, usage)
-        elif self.short:
-            self.limiter.settle_now(held, usage)
+            held.take_back()
+        at_once = self.limiter.at_once
+        if isinstance(held, Reservation):
+            if at_once is not None:
+                at_once.settle(held, usage)
+            else:
+                await self.limiter.settle(held, usage)
         else:
-            await self.limiter.settle(held, usage)
+            assert at_once is not None
+            at_once.settle_ticket(held, usage)
 
     async def left(self, who: Principal = ANNA) -> list[float]:
         standing = await self.limiter.standing(who)
@@ -90,7 +91,7 @@ async def test_who_was_served_has_had_a_request(callers: Callers) -> None:
 async def test_a_limit_stays_exact(callers: Callers) -> None:
     """Whoever comes while others wait in vain takes the place of none of those who were served.
 
-    By a shared store's way, what is given back is short of what an asking took in time.
+    A shared store may take a moment to drain what its way has cost in time.
     """
     async with patience("four were served"):
         for refused in [True, False] * 4:

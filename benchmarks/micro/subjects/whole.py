@@ -82,7 +82,9 @@ def chunks_between(
     return run
 
 
-LASTING = PoolLimits(keepalive=1e6, max_age=1e6)  # or it would be gone after 4 s of measuring others
+LASTING = PoolLimits(
+    keepalive=1e6, max_age=1e6
+)  # or it would be gone after 4 s of measuring others
 
 
 class OneConnection:

@@ -4,7 +4,7 @@ Stands outermost, so that what it counts is what the client was sent.
 
 Reads:  answering_model, attempts, charged, chunks, client, complete, endpoint, engine_id, failure,
         first_byte_at, inference, limit_lines, paused, principal, queued, request_id, rescues, sent,
-        started_at, status, tail, tap, upstream, waited
+        settle, started_at, status, tail, tap, upstream, waited
 Writes: client, complete, sent, status
 Raises: (nothing)
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmproxy import clock
-from llmproxy.context import SCOPE_KEY, RequestContext, settled
+from llmproxy.context import SCOPE_KEY, RequestContext
 from llmproxy.errors import ClientGone, Outcome
 from llmproxy.headers import of_lines
 from llmproxy.logs import AccessLog
@@ -89,7 +89,14 @@ class ObserveMiddleware:
         endpoint = ctx.endpoint.name if ctx.endpoint is not None else None
         overhead = duration - ctx.waited - ctx.queued - ctx.paused
         answering = ctx.answering_model
-        usage = settled(ctx, left=left)
+        usage = None  # and what follows is `settled`, in line
+        try:
+            if ctx.tap is not None:
+                usage = ctx.tap.usage()
+        finally:
+            settle = ctx.settle
+            if settle is not None:
+                settle(ctx, usage, left)
         if ctx.charged is not None:
             usage = ctx.charged
 

@@ -29,6 +29,7 @@ class RateLimitMiddleware:
     def __init__(self, app: ASGIApp, *, limiter: Limiter) -> None:
         self.app = app
         self.limiter = limiter
+        self._at_once = limiter.at_once
         self._settle = self._settle_now  # bound once, and not for each request
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -36,15 +37,15 @@ class RateLimitMiddleware:
         if scope["type"] != "http":
             return app(scope, receive, send)
 
-        ctx, limiter = get_context(scope), self.limiter
+        ctx, at_once = get_context(scope), self._at_once
         endpoint, asked = ctx.endpoint, ctx.inference
         if endpoint is None or asked is None:
             raise missing("endpoint" if endpoint is None else "inference")
         # A layer of the same kind further out may have something to settle already.
-        if limiter.at_once is None or ctx.settle is not None:
+        if at_once is None or ctx.settle is not None:
             return self._in_time(ctx, endpoint, asked, scope, receive, send)
         # Nothing has to be waited for, and so there is nothing to be interrupted in.
-        held = limiter.reserve_now(ctx.principal, ctx.client, endpoint, asked)
+        held = at_once.reserve(ctx.principal, ctx.client, endpoint, asked)
         ctx.held, ctx.settle = held, self._settle
         ctx.limit_lines = held.head_lines
         if held.plan.cut and isinstance(held, Reservation):
@@ -53,8 +54,8 @@ class RateLimitMiddleware:
 
     def _settle_now(self, ctx: RequestContext, counted: Usage | None, left: bool) -> None:
         held, status, usage = ctx.held, ctx.status, counted
-        ctx.settle = None
-        assert held is not None
+        at_once, ctx.settle = self._at_once, None
+        assert held is not None and at_once is not None
         try:
             if left or status is None or status >= 400:
                 usage = self._usage(ctx, held, ctx.failure, left)
@@ -62,9 +63,9 @@ class RateLimitMiddleware:
                     self._take_back(ctx, held, ctx.failure)
         finally:  # whatever an answer has in it: what is held must be given back
             if isinstance(held, Ticket):
-                self.limiter.settle_ticket(held, usage, ctx.tap)
+                at_once.settle_ticket(held, usage, ctx.tap)
             elif held.plan.lines:
-                self.limiter.settle_now(held, usage, ctx.tap, ctx.answering_model)
+                at_once.settle(held, usage, ctx.tap, ctx.answering_model)
 
     async def _in_time(
         self,
@@ -140,7 +141,7 @@ class RateLimitMiddleware:
         if failure is not None and (failure.counts or ctx.attempts > 1):
             return
         if failure is not None or ctx.status is None:
-            self.limiter.take_back(held)
+            held.take_back()
             ctx.limit_lines = b""  # they tell of a request that was none
 
     def _asking(self, ctx: RequestContext, reservation: Reservation, send: Send) -> Send:

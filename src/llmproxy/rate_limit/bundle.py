@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import floor
 from typing import Any, NamedTuple
 
-from llmproxy.rate_limit.depths import Depths, take_out
+from llmproxy.rate_limit.depths import take_out
 from llmproxy.rate_limit.openai_headers import HAIR, MILLISECONDS, duration
 from llmproxy.store.counters import Account, Rate
 from llmproxy.store.interface import Immediate, Meter
@@ -19,6 +19,9 @@ from llmproxy.store.interface import Immediate, Meter
 # takes of it (0 = its tokens), its pace, its limit with a hair on it, and the milliseconds that one
 # of it takes to drain. A plain tuple is taken apart in a ninth of the time that a named one needs.
 BundledRate = tuple[Rate, float, float, float, float]
+
+# What an answer tells, and behind it what `Depths` are: one tuple in the place of two.
+Taken = tuple[bytes, float, Sequence[Rate], tuple[float, ...]]
 
 
 class Told(NamedTuple):
@@ -45,7 +48,7 @@ class Bundle:
         self._form = b"".join(each[0].form for each in units) if alone else None
         self._look_up(self._clock())
 
-    def take(self, tokens: float) -> tuple[bytes, Depths] | None:
+    def take(self, tokens: float) -> Taken | None:
         """Take one request with so many tokens, or nothing.
 
         Return what its answer tells of it, and how deep it stands in the rates of requests.
@@ -76,12 +79,13 @@ class Bundle:
                 MILLISECONDS[floor(wait)] if wait < 1000.0 else duration(used * each / 1000),
             )
         form = self._form
-        told_of = form % told if form is not None else self._strictest(told)
-        return told_of, (now, self._by_request, levels)
+        lines = form % told if form is not None else self._strictest(told)
+        return lines, now, self._by_request, levels
 
-    def take_out(self, depths: Depths) -> None:
-        """Have a request that was refused after all not count; its place is free by `settle`."""
-        take_out(depths, self._clock())
+    def take_out(self, taken: Taken) -> None:
+        """Have a request that was refused after all not count; only its places are still held."""
+        _, since, rates, levels = taken
+        take_out((since, rates, levels), self._clock())
 
     def settle(self, less: float) -> None:
         """Let a request end that took so much less than expected, or more; its place is free."""
@@ -106,7 +110,7 @@ class Bundle:
                 rate.level = more + level if level > 0.0 else more
                 rate.at = now
 
-    def _refuse(self, refusing: Rate | Account, tokens: float) -> tuple[bytes, Depths] | None:
+    def _refuse(self, refusing: Rate | Account, tokens: float) -> Taken | None:
         """Take nothing; or try again with those that have taken the place of forgotten ones."""
         self._take_back(refusing, tokens)
         if self._forgotten == self._counters.forgotten:

@@ -104,9 +104,10 @@ class Plans:
         per = {each.per for each in limits} | {each.per for each in budgets}
         self._by_address = "ip" in per
         self._by_model = "model" in per
-        # By identity alone where neither address nor model makes a difference: whoever finds a
-        # caller here need not ask `find`.
-        self.ready: dict[object, tuple[Plan, Plan]] = {}
+        # By identity alone where neither address nor model makes a difference.
+        self._ready: dict[object, tuple[Plan, Plan]] = {}
+        self.known = self._ready.get
+        """Returns the same as `find` for the `id` of a caller; None = `find` has to be asked."""
 
     def find(
         self, principal: Principal | None, address: str | None, model: str | None
@@ -115,7 +116,7 @@ class Plans:
         # What makes no difference is no part of the name: callers may ask for any model. An
         # identity is looked up in a tenth of the time that a record takes to be hashed.
         name: object = id(principal)
-        found = self.ready.get(name)
+        found = self._ready.get(name)
         if found is not None:
             return found
         own = principal is not None and bool(principal.limits or principal.budgets)
@@ -123,15 +124,15 @@ class Plans:
         by_model = own or self._by_model
         if by_address or by_model:
             name = name, address if by_address else None, model if by_model else None
-            found = self.ready.get(name)
+            found = self._ready.get(name)
             if found is not None:
                 return found
         whole = self._made(principal, address, model)
         found = whole, whole.only_requests(self._at_once)
-        if len(self.ready) >= self._most:
-            del self.ready[next(iter(self.ready))]
+        if len(self._ready) >= self._most:
+            del self._ready[next(iter(self._ready))]
         if model is None or len(model) <= LONGEST_SUBJECT:
-            self.ready[name] = found
+            self._ready[name] = found
         return found
 
     def everywhere(self, principal: Principal) -> tuple[Line, ...]:

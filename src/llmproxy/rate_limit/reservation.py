@@ -5,10 +5,11 @@ from typing import Protocol
 
 import msgspec
 
-from llmproxy.rate_limit.bundle import Bundle
+from llmproxy.rate_limit.bundle import Bundle, Taken
 from llmproxy.rate_limit.depths import Depths
 from llmproxy.rate_limit.estimate import Estimate
 from llmproxy.rate_limit.plans import Line, Plan
+from llmproxy.rate_limit.unsettled import Settled
 from llmproxy.records import InferenceRequest, Usage
 from llmproxy.store.interface import Meter
 
@@ -49,6 +50,17 @@ class Reservation:
         self.depths: Depths | None = None  # in the rates of requests, as far as is known here
         self.refused = False  # after all: then it is no request either
         self.settled = False
+
+    def take_back(self) -> None:
+        """Have a request that was refused after all not count; to be asked before it is settled."""
+        self.refused = True
+
+    def parts(self, taken: list[Settled]) -> dict[str, list[Settled]]:
+        """Return all that is to be settled by owner, what was reserved later included."""
+        by_owner = {self.owner: taken}
+        for (owner, _), (meter, amount) in self.extra.items():
+            by_owner.setdefault(owner, []).append((meter, amount, 0.0))
+        return by_owner
 
     def wanted(self) -> Wanted:
         """Return what has to be taken of each meter."""
@@ -100,4 +112,8 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):  # as an estimate is, for t
     asked: InferenceRequest
     estimate: Estimate
     head_lines: bytes
-    depths: Depths
+    taken: Taken
+
+    def take_back(self) -> None:
+        """Have a request that was refused after all not count; its place is free by `settle`."""
+        self.bundle.take_out(self.taken)
