@@ -4,7 +4,7 @@ Which one, a layer further out has decided; where there is none, they take turns
 
 Reads:  attempt, endpoint, engine_id, fields, going_out, inference, path, started_at
 Writes: attempts, upstream, waited
-Raises: ClientGone, InvalidRequest, NoUpstream, UpstreamAuth
+Raises: ClientGone, InvalidRequest, NoUpstream, Stopped, UpstreamAuth
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from llmproxy.context import RequestContext, get_context
 from llmproxy.errors import (
     ClientGone,
     ProxyError,
+    Stopped,
     UpstreamAuth,
     UpstreamTimeout,
     present,
@@ -86,6 +87,9 @@ class Forward:
             result = UpstreamTimeout.code if late else "cancelled"
             raise
         except ProxyError as error:
+            if server.stopped:
+                result = Stopped.code
+                raise Stopped("The proxy was stopped before the answer was complete.") from None
             result = error.code
             if isinstance(error, UpstreamTimeout) and error.of_request:
                 error.by_caller = is_callers_own(ctx.fields, self.clocks.total)

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 import llmproxy
 from llmproxy.application import LLMProxy
 from llmproxy.types import ASGIApp, Receive, Scope, Send
+from tests.support.calls import eventually
 from tests.support.client import Answer, raw_client, request_bytes
 from tests.support.hosts import Wrapping, mounted
 from tests.support.rig import UNROUTED, sample, served_here
@@ -369,6 +370,45 @@ async def test_a_hosts_lifespan_closes_every_mount() -> None:
             await engine.abandoned()
 
     assert kept_open == 2
+
+
+@pytest.mark.parametrize("chain", ["", "routing"], ids=["alone", "routed"])
+@pytest.mark.parametrize("said", [b"", CHAT.events[0]], ids=["before", "behind_the_first_byte"])
+async def test_who_is_closed_in_the_middle_says_that_it_was_stopped(
+    said: bytes, chain: str
+) -> None:
+    """The server has done nothing wrong: it is not told of, and nobody else is asked."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.request()
+        exchange.begin()
+        if said:
+            exchange.chunk(said)
+        await exchange.closed()
+
+    def asked() -> list[Any]:
+        return [each for each in engine.requests if each.method == b"POST"]
+
+    async with scripted(script) as engine:
+        app = proxy_for(engine, middleware=chain)
+        async with serving(mounted(("/llm", app)), app) as port, raw_client(port=port) as client:
+            client.send(STREAM)
+            if said:
+                await client.head()
+                await anext(client.chunks())
+                await app.aclose()
+                told = await client.rest()
+            else:
+                await eventually(lambda: bool(asked()), "the engine was asked")
+                await app.aclose()
+                answer = await client.answer()
+                assert answer.status == 503
+                told = answer.body
+
+    assert b'"code":"stopped"' in told
+    assert len(asked()) == 1
+    labels = {"upstream": engine.upstream.name, "result": "stopped"}
+    assert sample(app.metrics.render(), "llmproxy_upstream_attempts_total", **labels) == 1
 
 
 async def test_a_websocket_is_turned_away() -> None:

@@ -115,6 +115,7 @@ class Registry:
         self._sources.clear()
         self._leaving.clear()
         for server in everybody:
+            server.stopped = True
             await server.transport.aclose()
 
     def _come(self, upstream: Upstream, taken: set[str]) -> Server:

@@ -48,6 +48,7 @@ class Server:
         self._up = True
         self.detail = "not asked yet"  # "ok", or what the last probe found wrong
         self._draining = False
+        self.stopped = False  # with everything else: what it did not finish is our doing
         self.busy_until = 0.0  # it has asked to be left alone until then: see `rests`
         self.back_since = NEVER
         self._now = now
