@@ -63,13 +63,13 @@ async def test_an_engine_that_only_sends_a_head_is_cut() -> None:
 
     async def script(exchange: Exchange) -> None:
         await exchange.request()
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(1.4)
         exchange.begin()
         await exchange.closed()
 
     async with (
         scripted(script) as engine,
-        proxied(engine.upstream, timeout_first_byte=0.8) as proxy,
+        proxied(engine.upstream, timeout_first_byte=1.5) as proxy,
     ):
         answer = await proxy.ask(CHAT.request)
         line = await proxy.log.line()
@@ -77,7 +77,7 @@ async def test_an_engine_that_only_sends_a_head_is_cut() -> None:
 
     assert answer.status == 504
     assert json.loads(answer.body)["error"]["code"] == "upstream_timeout"
-    assert 790 <= line["duration_ms"] < 1490  # not counted anew from the head
+    assert 1490 <= line["duration_ms"] < 2890  # not counted anew from the head
 
 
 async def test_nothing_is_sent_before_the_first_byte() -> None:
@@ -201,4 +201,4 @@ async def test_a_flood_does_not_outrun_the_clock_of_the_request() -> None:
 
     assert b'"code":"upstream_timeout"' in last
     assert not last.endswith(b"0\r\n\r\n")
-    assert line["duration_ms"] < 1500
+    assert line["duration_ms"] < 5000
