@@ -87,7 +87,7 @@ class Forward:
             result = UpstreamTimeout.code if late else "cancelled"
             raise
         except ProxyError as error:
-            if server.stopped:
+            if server.stopped and not isinstance(error, ClientGone):
                 result = Stopped.code
                 raise Stopped("The proxy was stopped before the answer was complete.") from None
             result = error.code

@@ -84,8 +84,7 @@ class Bundle:
 
     def take_out(self, taken: Taken) -> None:
         """Have a request that was refused after all not count; only its places are still held."""
-        _, since, rates, levels = taken
-        take_out((since, rates, levels), self._clock())
+        take_out(taken[1:], self._clock())
 
     def settle(self, less: float) -> None:
         """Let a request end that took so much less than expected, or more; its place is free."""
